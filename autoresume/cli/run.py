@@ -1,0 +1,140 @@
+"""autoresume run: training on this machine, again and again until it is finished.
+
+Law: this process plays the part of the cluster: it starts the node daemon, preempts it if it is asked
+to (the signal, a grace time, then the kill), and starts it anew after every interruption. It looks at
+exit codes and at the run's progress, and at nothing inside.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from autoresume.cli.node import say
+from autoresume.errors import EXIT_FINISHED, EXIT_INTERRUPTED, EXIT_NO_STEP, UsageError
+from autoresume.handoff.signals import SignalTrap, parse_signals
+from autoresume.node import processes
+
+log = logging.getLogger("autoresume")
+
+_POLL_SECONDS = 0.05
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option(
+    "--nproc", default=1, show_default=True, help="Ranks on this machine; more than one are started by torchrun."
+)
+@click.option(
+    "--max-restarts", default=3, show_default=True, help="Crashes that are survived; preemptions don't count."
+)
+@click.option("--in-place", default=0, show_default=True, help="Restarts of the ranks that torchrun makes in place.")
+@click.option("--preempt-after", default="", metavar="SECONDS[,SECONDS...]", help="Preempt so long after each start.")
+@click.option("--preempt-signal", default="SIGTERM", show_default=True, help="Signal that announces the preemption.")
+@click.option("--grace", default=30.0, show_default=True, help="Seconds between the signal and the kill.")
+@click.argument("script", type=click.UNPROCESSED)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def command(
+    nproc: int,
+    max_restarts: int,
+    in_place: int,
+    preempt_after: str,
+    preempt_signal: str,
+    grace: float,
+    script: str,
+    arguments: tuple[str, ...],
+) -> None:
+    """Train SCRIPT with its ARGUMENTS here; it is started again after each interruption.
+
+    Exit codes: 0 finished, 75 interrupted from outside and resumable, anything else failed.
+    """
+    if not Path(script).is_file():
+        raise UsageError(f"there is no script {script!r} in {Path.cwd()}")
+    if nproc < 1:
+        raise UsageError(f"--nproc {nproc}: at least one rank trains")
+    say("autoresume run")
+    node = [sys.executable, "-m", "autoresume", "node", "--ranks", str(nproc), "--grace", str(grace), "--"]
+    launch = [sys.executable, script, *arguments]
+    if nproc > 1 or in_place:
+        elastic = [f"--nproc-per-node={nproc}", "--nnodes=1", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+        elastic += [f"--max-restarts={in_place}", "--monitor-interval=0.1"]
+        launch = [sys.executable, "-m", "autoresume.node.launcher", *elastic, script, *arguments]
+    sys.exit(
+        _Cluster(node + launch, _seconds(preempt_after), parse_signals(preempt_signal)[0], grace).live(max_restarts)
+    )
+
+
+def _seconds(text: str) -> list[float]:
+    try:
+        found = [float(word) for word in text.replace(",", " ").split()]
+    except ValueError:
+        raise UsageError(f"--preempt-after {text!r}: give seconds, e.g. 20 or 20,35,10") from None
+    if any(value < 0 for value in found):
+        raise UsageError(f"--preempt-after {text!r}: seconds can't be negative")
+    return found
+
+
+class _Cluster:
+    """What a batch system would do with one job."""
+
+    def __init__(self, job: list[str], preemptions: list[float], number: signal.Signals, grace: float) -> None:
+        self.job, self.preemptions, self.signal, self.grace = job, preemptions, number, grace
+
+    def live(self, max_restarts: int) -> int:
+        """Run the job until it is finished, interrupted from outside, or has crashed too often; its exit code."""
+        trap = SignalTrap([signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+        user = SignalTrap([signal.SIGINT])
+        processes.become_subreaper()
+        trap.install()
+        user.install()
+        crashes = 0
+        while True:
+            began = time.monotonic()
+            code = self._once(trap, user)
+            if code == EXIT_FINISHED or user.first is not None or trap.first is not None:
+                return code
+            if code == EXIT_NO_STEP:
+                log.error("failed before the first step: starting again would not mend that")
+                return 1
+            if code == EXIT_INTERRUPTED:
+                log.info("interrupted and resumable: starting again")
+                continue
+            # A life that lasted is progress: only crashes in a row count.
+            crashes = crashes + 1 if time.monotonic() - began < 600 else 1
+            if crashes > max_restarts:
+                log.error("failed with exit code %d, %d times in a row; not started again", code, crashes)
+                return code
+            log.warning("failed with exit code %d (%d of %d): starting again", code, crashes, max_restarts)
+
+    def _once(self, trap: SignalTrap, user: SignalTrap) -> int:
+        environment = {**os.environ, "AUTORESUME_GRACE": str(self.grace)}
+        child = subprocess.Popen(self.job, env=environment, start_new_session=True)
+        preempt_at = time.monotonic() + self.preemptions.pop(0) if self.preemptions else float("inf")
+        kill_at, told = float("inf"), False
+        while True:
+            try:
+                code = child.wait(_POLL_SECONDS)
+                break
+            except subprocess.TimeoutExpired:
+                pass
+            now = time.monotonic()
+            if now >= preempt_at:
+                log.info("preempting: %s, and %.0f s of grace", self.signal.name, self.grace)
+                child.send_signal(self.signal)
+                preempt_at, kill_at = float("inf"), now + self.grace
+            if not told and (trap.first is not None or user.first is not None):
+                child.send_signal(trap.first or signal.SIGINT)
+                told = True
+                kill_at = now + self.grace if trap.first is not None else float("inf")
+            if now >= kill_at:
+                log.warning("the grace time is over: killing the job")
+                processes.kill_tree()
+                kill_at = float("inf")
+        processes.kill_tree()  # what a daemon that was itself killed left
+        return code if code >= 0 else 128 - code

@@ -1,0 +1,50 @@
+"""Every error that autoresume raises by itself.
+
+Law: a message says what is wrong, gives one example, says what happens next and what to do.
+Nothing here imports anything of the project.
+"""
+
+from __future__ import annotations
+
+EXIT_FINISHED = 0
+EXIT_INTERRUPTED = 75
+"""Interrupted and resumable: sysexits.h's EX_TEMPFAIL, "try again later"."""
+
+EXIT_NO_STEP = 70
+"""From the node daemon alone: the ranks failed before their first step, so that trying again mends nothing."""
+
+
+class AutoresumeError(Exception):
+    """Base of all errors of autoresume."""
+
+
+class UsageError(AutoresumeError):
+    """The caller asked for something that can't be: an unknown option, a missing file, a wrong type."""
+
+
+class StateError(AutoresumeError):
+    """A tracked object can't be stored, or a stored one doesn't fit the live object."""
+
+
+class CheckpointInvalid(AutoresumeError):
+    """A checkpoint, or one file of it, is not what its format says. The message is the reason."""
+
+
+class NoValidCheckpoint(AutoresumeError):
+    """The run has checkpoints, but none that can be restored. Nothing was started from scratch."""
+
+
+class RunIsLive(AutoresumeError):
+    """Another incarnation of this run is alive; two can't write to one run."""
+
+
+class StaleIncarnation(AutoresumeError):
+    """A newer incarnation claimed the run: this one may not write, commit, prune or log any more."""
+
+
+class StorageFull(AutoresumeError):
+    """Not enough free space for a checkpoint. Nothing that exists was deleted."""
+
+
+class AgreementError(AutoresumeError):
+    """The ranks could not agree, for example because one of them is gone."""

@@ -1,0 +1,113 @@
+"""metrics.jsonl: the truth that all loggers are fed from.
+
+Law: one line for each call of `run.log`, with its step, in order. After a restore the journal is cut
+back to the restored step, so that each step is there exactly once however often the run was killed.
+A torn last line is no line.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from autoresume.loggers.base import Record, Value
+
+_WORDS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+class Journal:
+    """The journal of one run, open for appending. Only rank 0 has one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[str] | None = None
+
+    def cut(self, step: int) -> int | None:
+        """Forget everything after `step`; the last step that was there before, or None. Durable when it returns."""
+        last: int | None = None
+        try:
+            file = open(self.path, "r+b")
+        except FileNotFoundError:
+            return None
+        with file:
+            keep = 0
+            for line in file:
+                record = _parse(line)
+                if record is None:
+                    break
+                last = record.step
+                if record.step <= step:
+                    keep += len(line)
+                # Steps never decrease in the file, but a later line may be torn: read on for `last` only.
+            file.truncate(keep)
+            file.flush()
+            os.fsync(file.fileno())
+        return last
+
+    def append(self, step: int, values: dict[str, Any]) -> Record:
+        """Write one line; it reaches the disk at the next `flush`. Raises TypeError for what is no plain value."""
+        plain = {name: _plain(name, value) for name, value in values.items()}
+        record = Record(step, time.time(), plain)
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "a", encoding="utf-8")
+        words = {name: repr(v) if isinstance(v, float) and not math.isfinite(v) else v for name, v in plain.items()}
+        self._file.write(json.dumps({"step": step, "time": record.time, "values": words}, separators=(",", ":")) + "\n")
+        return record
+
+    def flush(self) -> None:
+        """Hand the lines to the operating system: they survive this process. (A checkpoint makes them durable.)"""
+        if self._file is not None:
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def read(path: Path, after: int = -1) -> Iterator[Record]:
+    """All records with a greater step than `after`."""
+    try:
+        file = open(path, "rb")
+    except FileNotFoundError:
+        return
+    with file:
+        for line in file:
+            record = _parse(line)
+            if record is None:
+                return
+            if record.step > after:
+                yield record
+
+
+def _parse(line: bytes) -> Record | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        value = json.loads(line)
+        values = {k: _WORDS.get(v, v) if isinstance(v, str) else v for k, v in value["values"].items()}
+        return Record(int(value["step"]), float(value["time"]), values)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _plain(name: str, value: Any) -> Value:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    item = getattr(value, "item", None)
+    if callable(item) and getattr(value, "size", 1) != 0:
+        try:
+            found = item()  # a tensor or array of one element; waits for the device
+        except (ValueError, RuntimeError):
+            found = None
+        if isinstance(found, (bool, int, float)):
+            return found
+    raise TypeError(
+        f"run.log({name}=...) takes numbers, strings and tensors of one element, not a {type(value).__name__}"
+    )

@@ -1,0 +1,251 @@
+"""The node daemon: the parent of the launcher and its ranks, which it outlives.
+
+Law: one loop: note what happened, ask the policy, do what it says. Signal handlers set flags. It owns
+the node's folder in memory, and removes it; it leaves no process and no file behind, whatever happens
+to the ranks. What a daemon that was itself killed left is settled by the next one (`adopt`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autoresume.checkpoint import incarnation
+from autoresume.errors import EXIT_FINISHED, EXIT_INTERRUPTED, EXIT_NO_STEP, AutoresumeError
+from autoresume.handoff.fence import DaemonFence, Order, Phase
+from autoresume.handoff.mailbox import NODE_FOLDER_VARIABLE, Mailbox, memory_root
+from autoresume.handoff.signals import SignalTrap
+from autoresume.node import policy, processes
+from autoresume.node.custodian import Custodian
+from autoresume.node.policy import Kind, State
+from autoresume.storage.local import LocalStorage
+
+log = logging.getLogger("autoresume")
+
+_TURN_SECONDS = 0.01
+
+
+@dataclass
+class _Life:
+    """The ranks that greeted the daemon together: one incarnation, as far as this node sees it."""
+
+    run_folder: Path
+    number: int
+    grace_seconds: float | None
+    ranks: dict[int, tuple[int, float]]
+    """local rank -> (pid, start time)"""
+    died: list[int] = field(default_factory=list)
+
+
+class NodeDaemon:
+    """`command` starts the ranks: torchrun, or one python. `grace_seconds` holds for every stop signal."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        local_ranks: int,
+        grace_seconds: float,
+        environment: Mapping[str, str],
+    ) -> None:
+        self.command, self.local_ranks, self.grace_seconds = list(command), local_ranks, grace_seconds
+        self.environment = environment
+        self.state = State()
+        self.life: _Life | None = None
+        self.child: subprocess.Popen[bytes] | None = None
+        self._taken: frozenset[int] = frozenset()
+        self._stepped = False
+
+    def run(self) -> int:
+        """Start the ranks and stay until they are gone and everything sealed is settled; the exit code."""
+        processes.become_subreaper()
+        stop = SignalTrap([signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+        user = SignalTrap([signal.SIGINT, signal.SIGHUP])
+        stop.install()
+        user.install()
+        root = memory_root()
+        adopt(root)
+        folder = root / f"node-{os.getpid()}-{secrets.token_hex(4)}"
+        folder.mkdir(mode=0o700)
+        self.mailbox = Mailbox(folder)
+        self.fence = DaemonFence(folder / "fence", self.local_ranks)
+        self.custodian = Custodian(self.mailbox, self.local_ranks)
+        pid, started = incarnation.this_process()
+        self.mailbox.send("daemon", {"pid": pid, "started": started})
+        try:
+            self.child = processes.spawn(self.command, {**self.environment, NODE_FOLDER_VARIABLE: str(folder)})
+            while not self.state.over:
+                self._turn(stop, user)
+                time.sleep(_TURN_SECONDS)
+            assert self.state.exit_code is not None
+            failed = self.state.exit_code not in (EXIT_FINISHED, EXIT_INTERRUPTED)
+            return EXIT_NO_STEP if failed and not self._stepped else self.state.exit_code
+        finally:
+            processes.kill_tree()
+            self.custodian.close()
+            self.fence.close()
+            shutil.rmtree(folder, ignore_errors=True)
+            stop.restore()
+            user.restore()
+
+    # -- one turn of the loop ---------------------------------------------------------------------
+
+    def _turn(self, stop: SignalTrap, user: SignalTrap) -> None:
+        self.fence.beat()
+        if stop.first is not None and not self.state.interrupted:
+            grace = self.grace_seconds
+            log.info("%s received: the ranks stop at a common step within %.0f s", stop.first.name, grace)
+            self._happened(policy.Signalled(stop.first.name, grace))
+        if user.first is not None:
+            assert self.child is not None
+            self.child.send_signal(user.first)  # Ctrl-C is the user's: the ranks get their KeyboardInterrupt
+            user.clear()
+        self._greetings()
+        self.custodian.look()
+        self._deaths()
+        wish = self.fence.wishes()
+        if wish:
+            self.fence.forget_wishes()
+            self._happened(policy.Wished(wish))
+        self._stepped = self._stepped or not self._idle()
+        self._happened(policy.Tick(ready=self._ready(), idle=self._idle()))
+        processes.reap(self.child.pid if self.child else None)
+        code = self.child.poll() if self.child else 0
+        if code is not None:
+            self._happened(policy.LauncherExited(code if code >= 0 else 128 - code, self._finished()))
+
+    def _happened(self, event: policy.Event) -> None:
+        self.state, actions = policy.step(self.state, event, time.monotonic())
+        for action in actions:
+            if action.kind is Kind.PROPOSE:
+                target = self.fence.propose(action.ahead, action.order)
+                self._happened(policy.Proposed(target))
+            elif action.kind is Kind.DRAIN:
+                processes.kill_tree()
+                self.custodian.drain()
+                self._bury()
+            else:
+                log.warning("the ranks are killed: %s", action.why)
+                launcher = self.child.pid if self.child else None
+                processes.kill_tree(sparing=launcher if action.kind is Kind.KILL_RANKS else None)
+
+    def _finished(self) -> bool:
+        byes = [self.mailbox.receive(name) or {} for name in self.mailbox.names("bye-")]
+        return (
+            self.life is not None
+            and len(byes) == len(self.life.ranks)
+            and all(b.get("how") == "finished" for b in byes)
+        )
+
+    def _ready(self) -> bool:
+        return self.life is not None and all(
+            step is not None or phase is Phase.LEFT for step, phase in zip(self.fence.steps(), self.fence.phases())
+        )
+
+    def _idle(self) -> bool:
+        return all(step is None for step in self.fence.steps())
+
+    # -- ranks come and go ------------------------------------------------------------------------
+
+    def _greetings(self) -> None:
+        """When all local ranks of a new start have said hello: settle the old ones, then welcome the new."""
+        hellos: dict[int, dict[str, Any]] = {}
+        for name in self.mailbox.names("hello-"):
+            message = self.mailbox.receive(name)
+            if message is not None and incarnation.process_lives(message["pid"], message["started"]):
+                hellos[int(name.removeprefix("hello-"))] = message
+        pids = frozenset(message["pid"] for message in hellos.values())
+        if not hellos or len(hellos) < next(iter(hellos.values()))["local_world_size"] or pids == self._taken:
+            return
+        if pids & self._taken:
+            return  # some of them are still the old ones
+        self.custodian.drain()
+        self._bury()
+        for leftover in self.mailbox.folder.glob("arena-*"):
+            leftover.unlink(missing_ok=True)
+        for name in self.mailbox.names("bye-") + self.mailbox.names("outcome-"):
+            self.mailbox.remove(name)
+        self.fence.reset()
+        self._taken = pids
+        first = hellos[min(hellos)]
+        self.custodian.keep = incarnation_keep(first["keep"])
+        self.life = _Life(
+            Path(first["run_folder"]),
+            int(first["incarnation"]),
+            float(first["grace"]),
+            {local: (message["pid"], message["started"]) for local, message in hellos.items()},
+        )
+        self._happened(policy.Greeted())
+        for local, message in hellos.items():
+            self.mailbox.send(f"welcome-{local}", {"pid": message["pid"]})
+
+    def _deaths(self) -> None:
+        if self.life is None:
+            return
+        for local, (pid, started) in self.life.ranks.items():
+            if local in self.life.died or incarnation.process_lives(pid, started):
+                continue
+            self.life.died.append(local)
+            if not self.mailbox.waiting(f"bye-{local}"):
+                log.warning("rank %d (process %d) is gone without a word", local, pid)
+                self._happened(policy.RankDied(local))
+
+    def _bury(self) -> None:
+        """Write down how the incarnation ended that this node has just seen end. The first word counts."""
+        life, self.life = self.life, None
+        if life is None:
+            return
+        steps = [step for step in self.fence.steps() if step is not None]
+        how, why = "died", ""
+        for name in self.mailbox.names("bye-"):
+            message = self.mailbox.receive(name) or {}
+            how, why = str(message.get("how")), str(message.get("why"))
+            break
+        silent = [local for local in sorted(life.ranks) if not self.mailbox.waiting(f"bye-{local}")]
+        if silent and how != "failed":
+            gone = life.died[0] if life.died and life.died[0] in silent else silent[0]
+            how = "interrupted" if self.state.interrupted else "died"
+            why = self.state.why if self.state.interrupted else f"rank {gone} was killed, or crashed"
+        try:
+            incarnation.end(LocalStorage(life.run_folder), life.number, how, max(steps, default=None), why)
+        except (OSError, AutoresumeError) as error:
+            log.warning("how incarnation %d ended could not be written down: %s", life.number, error)
+
+
+def incarnation_keep(value: Sequence[Any]) -> Any:
+    from autoresume.checkpoint.retain import Keep
+
+    return Keep(int(value[0]), value[1], value[2])
+
+
+def adopt(root: Path) -> None:
+    """Settle what daemons that were killed left in this user's memory: persist what was sealed, free the rest."""
+    for folder in sorted(root.glob("node-*")):
+        mailbox = Mailbox(folder)
+        try:
+            owner = mailbox.receive("daemon")
+            if owner is not None and incarnation.process_lives(owner["pid"], owner["started"]):
+                continue
+            if owner is None and time.time() - folder.stat().st_mtime < 60:
+                continue  # it is just being made
+            if mailbox.names("sealed-"):
+                log.info("a node daemon was killed here; persisting the snapshots that it left")
+                custodian = Custodian(mailbox, 1)
+                custodian.drain()
+                custodian.close()
+        except (OSError, ValueError, KeyError) as error:
+            log.warning("what a killed daemon left in %s can't be read: %s", folder, error)
+        with contextlib.suppress(OSError):
+            shutil.rmtree(folder)
+
+
+__all__ = ["NodeDaemon", "Order", "adopt"]

@@ -1,0 +1,77 @@
+"""The process tree below the daemon.
+
+Law: nothing that the daemon started outlives it. It is the subreaper of its tree, so that orphans
+come to it and not to init; children get SIGHUP when it dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+
+import psutil
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def become_subreaper() -> None:
+    """Orphans of our tree become our children. Does nothing where the kernel can't."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def die_with_parent(number: signal.Signals) -> None:
+    """Ask the kernel to send us `number` when our parent dies."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+
+
+def spawn(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start the launcher in a session of its own: signals to our process group reach us alone."""
+    libc = ctypes.CDLL(None)  # loaded before the fork: the child may do little
+
+    def before_exec() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGHUP), 0, 0, 0)
+
+    return subprocess.Popen(command, env=dict(environment), start_new_session=True, preexec_fn=before_exec)
+
+
+def descendants() -> list[psutil.Process]:
+    try:
+        return psutil.Process().children(recursive=True)
+    except psutil.Error:
+        return []
+
+
+def kill_tree(sparing: int | None = None) -> None:
+    """SIGKILL everything below us, but the process `sparing`; again until nothing new appears."""
+    for _ in range(10):
+        found = [process for process in descendants() if process.pid != sparing and _lives(process)]
+        if not found:
+            return
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(found, timeout=1.0)
+        reap()
+
+
+def reap(sparing: int | None = None) -> None:
+    """Collect orphans that ended; `sparing` is waited for by its owner."""
+    for process in psutil.Process().children():
+        if process.pid != sparing:
+            with contextlib.suppress(ChildProcessError, psutil.Error):
+                if process.status() == psutil.STATUS_ZOMBIE:
+                    os.waitpid(process.pid, os.WNOHANG)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False

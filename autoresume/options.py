@@ -1,0 +1,169 @@
+"""The options of a run: from the decorator, a YAML file, and the environment, in rising order of precedence.
+
+Law: every option has a default that is right for nearly all, a line here and in the docs. An unknown
+or misspelt one is an error that names the nearest.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from autoresume.checkpoint.retain import Keep
+from autoresume.errors import UsageError
+from autoresume.handoff.signals import parse_signals
+
+DEFAULT_FILE = "autoresume.yaml"
+_INTERNAL = {"CONFIG", "NODE_FOLDER", "MEMORY", "FAILPOINT"}
+_UNITS = {
+    "s": 1,
+    "sec": 1,
+    "second": 1,
+    "m": 60,
+    "min": 60,
+    "minute": 60,
+    "h": 3600,
+    "hour": 3600,
+    "d": 86400,
+    "day": 86400,
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What can be set. `docs/options.md` says it at length."""
+
+    run_dir: str | None = None
+    """Where the run lives. Default: runs/<script>, with a short digest of the arguments if there are any."""
+    save_every: str | int = "auto"
+    """"auto" (from the measured cost of a save), "500 steps", "10 minutes", or a number of steps."""
+    keep: int = 3
+    """How many of the last checkpoints stay."""
+    keep_every: str | int | None = None
+    """Keep one for ever each "1000 steps" or "2 hours"."""
+    signals: str = "SIGTERM,SIGUSR1,SIGUSR2"
+    """Signals that mean: save, and leave with exit code 75."""
+    grace: float = 30.0
+    """Seconds from such a signal until we are killed; a Slurm job learns its own."""
+    seed: int | None = None
+    """Seed of the run; by default one is drawn when the run is created, and kept."""
+    loggers: tuple[str, ...] = ()
+    """Which loggers are fed from metrics.jsonl, e.g. ["tensorboard"]."""
+    backend: str | None = None
+    """Process group that autoresume makes at the start: "auto", "gloo", "nccl"; by default the script's own is used."""
+
+    def __post_init__(self) -> None:
+        _interval("save_every", self.save_every, allow_auto=True)
+        _interval("keep_every", self.keep_every, allow_auto=False)
+        parse_signals(self.signals)
+        if self.keep < 1:
+            raise UsageError(f"keep={self.keep}: at least 1 checkpoint is kept, since the run goes on from it")
+        if self.grace <= 0:
+            raise UsageError(f"grace={self.grace}: give the seconds between a signal and the kill")
+        if self.backend not in (None, "auto", "gloo", "nccl"):
+            raise UsageError(f"backend={self.backend!r}: give 'auto', 'gloo' or 'nccl'")
+
+    @property
+    def save_steps(self) -> int | None:
+        return _interval("save_every", self.save_every, allow_auto=True)[0]
+
+    @property
+    def save_seconds(self) -> float | None:
+        """None where a number of steps was given; 0 for "auto"."""
+        return _interval("save_every", self.save_every, allow_auto=True)[1]
+
+    @property
+    def retention(self) -> Keep:
+        steps, seconds = _interval("keep_every", self.keep_every, allow_auto=False)
+        return Keep(self.keep, steps, seconds)
+
+    @property
+    def stop_signals(self) -> tuple[signal.Signals, ...]:
+        return parse_signals(self.signals)
+
+
+def _interval(name: str, value: str | int | None, allow_auto: bool) -> tuple[int | None, float | None]:
+    """(steps, seconds), one of them. Raises UsageError."""
+    if value is None:
+        return None, None
+    if allow_auto and value == "auto":
+        return None, 0.0
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(value).lower())
+    if match:
+        number, word = float(match.group(1)), match.group(2)
+        unit = word if len(word) <= 1 else word.rstrip("s")
+        if unit in ("", "step") and number >= 1 and number == int(number):
+            return int(number), None
+        if unit in _UNITS and number > 0:
+            return None, number * _UNITS[unit]
+    raise UsageError(f"{name}={value!r}: give a number of steps, '500 steps', '10 minutes' or '2 hours'")
+
+
+def load(given: Mapping[str, Any], environment: Mapping[str, str] = os.environ, folder: Path | None = None) -> Options:
+    """Options from `given`, then the YAML file, then AUTORESUME_* variables. Raises UsageError."""
+    folder = folder or Path.cwd()
+    merged: dict[str, Any] = {}
+    _merge(merged, given, "the decorator")
+    path = Path(environment["AUTORESUME_CONFIG"]) if "AUTORESUME_CONFIG" in environment else folder / DEFAULT_FILE
+    if path.exists():
+        _merge(merged, _read_yaml(path), str(path))
+    elif "AUTORESUME_CONFIG" in environment:
+        raise UsageError(f"AUTORESUME_CONFIG names {path}, which does not exist")
+    variables = {
+        key.removeprefix("AUTORESUME_").lower(): value
+        for key, value in environment.items()
+        if key.startswith("AUTORESUME_") and key.removeprefix("AUTORESUME_") not in _INTERNAL
+    }
+    _merge(merged, variables, "the environment", prefix="AUTORESUME_")
+    return Options(**merged)
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    import yaml
+
+    try:
+        value = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not YAML: {error}") from error
+    if not isinstance(value, dict):
+        raise UsageError(f"{path} must hold options by name, e.g. 'save_every: 10 minutes'")
+    return value
+
+
+def _merge(merged: dict[str, Any], more: Mapping[str, Any], source: str, prefix: str = "") -> None:
+    known = {field.name: field for field in fields(Options)}
+    for name, value in more.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            shown = prefix + (str(name).upper() if prefix else str(name))
+            hint = f"did you mean {prefix + near[0].upper() if prefix else near[0]}?" if near else ""
+            raise UsageError(f"unknown option {shown} in {source}; {hint or 'known are ' + ', '.join(sorted(known))}")
+        merged[name] = _convert(name, value, source)
+
+
+def _convert(name: str, value: Any, source: str) -> Any:
+    try:
+        if name == "loggers":
+            words = value.replace(",", " ").split() if isinstance(value, str) else value
+            return tuple(str(word) for word in (words or ()))
+        if value is None:
+            return None
+        if name in ("keep", "seed"):
+            if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
+                raise ValueError
+            return int(value)
+        if name == "grace":
+            return float(value)
+        if name in ("save_every", "keep_every") and isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if not isinstance(value, (str, os.PathLike)):
+            raise ValueError
+        return os.fspath(value)
+    except (TypeError, ValueError):
+        raise UsageError(f"{name}={value!r} in {source} can't be read as that option") from None

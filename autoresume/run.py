@@ -1,0 +1,534 @@
+"""The `Run` handle: what a training script talks to.
+
+Law: a step boundary is where `step` is called; everything that autoresume does to a script happens
+there, at `restore`, or at the script's end. What is in the run's own state (counters, positions,
+generators) is restored last, so that nothing that restoring does shows in it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autoresume.errors import StateError, UsageError
+from autoresume.failpoints import reach
+from autoresume.format import names
+from autoresume.format.names import CheckpointName
+from autoresume.handoff.fence import Order
+from autoresume.loggers.journal import Journal
+from autoresume.loggers.publisher import Publisher
+from autoresume.loops import ResumableRange
+from autoresume.session import Session
+from autoresume.training import restore, rng
+from autoresume.training.loader import (
+    ForeignLoader,
+    Positioned,
+    RunLoader,
+    StatefulRunLoader,
+    end_workers,
+    make_loader,
+)
+from autoresume.training.restore import Restored
+from autoresume.training.saver import Taken
+from autoresume.training.state import Namespace, adapt, replicated
+
+log = logging.getLogger("autoresume")
+
+_RESERVED = {"run": "the run's own counters and generators", "state": "run.state"}
+_TELL_SECONDS = 10.0
+"""Saves are told of at most this often; the log at level DEBUG has all."""
+_current: Run | None = None
+
+
+def current() -> Run:
+    """The run of this process, for code that gets no argument. Raises UsageError outside of one."""
+    if _current is None:
+        raise UsageError(
+            "there is no run: call autoresume.current() inside of an @autoresume function, or after start()"
+        )
+    return _current
+
+
+class Run:
+    """One training from first step to last, across any number of jobs.
+
+    Made by `@autoresume` or `autoresume.start()`. Read-only attributes: `directory`, `id`, `rank`,
+    `world_size`, `step_count` (steps completed), `epoch`, `samples` (seen by all ranks), `is_resumed`,
+    `should_stop`, `incarnation`.
+    """
+
+    def __init__(self, session: Session) -> None:
+        global _current
+        self.session = session
+        self.state = Namespace()
+        self.step_count = 0
+        self.samples = 0
+        self.is_resumed = False
+        self.restored = False
+        self._epoch = 0
+        self._data_seed = session.seed
+        self._objects: dict[str, Any] = {}
+        self._promised: set[str] = set()
+        self._loaders: dict[str, Positioned] = {}
+        self._ranges: dict[str, ResumableRange] = {}
+        self._pending: dict[str, Any] = {}
+        self._pending_own: dict[str, Any] = {}
+        self._rng: dict[str, Any] | None = None
+        self._journal: Journal | None = None
+        self._publisher: Publisher | None = None
+        self._saved_step: int | None = None
+        self._last_name: CheckpointName | None = None
+        self._first_step_noted = False
+        self._over = False
+        self._told = float("-inf")
+        # Unless the script seeds by itself, each start draws the same splits and initial weights.
+        rng.seed(rng.mix(session.seed, session.ranks.rank) % 2**32)
+        _current = self
+
+    # -- what it is -------------------------------------------------------------------------------
+
+    @property
+    def directory(self) -> Path:
+        return self.session.folder
+
+    @property
+    def id(self) -> str:
+        return self.session.run_id
+
+    @property
+    def incarnation(self) -> int:
+        """The number of this life of the run; 0 before `restore`."""
+        return self.session.number
+
+    @property
+    def rank(self) -> int:
+        return self.session.ranks.rank
+
+    @property
+    def world_size(self) -> int:
+        return self.session.ranks.world_size
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the training loader is in (or that `run.epochs` is at)."""
+        return self._epoch
+
+    @property
+    def should_stop(self) -> bool:
+        """True once a stop signal reached this rank. The run leaves by itself at the next agreed boundary;
+        code between two boundaries that takes long may look here and hurry."""
+        return self.session.trap.first is not None
+
+    def seed(self, value: int) -> None:
+        """Seed python, numpy and torch, as scripts do at their start; on each rank with `value` itself."""
+        rng.seed(value)
+
+    # -- what it remembers ------------------------------------------------------------------------
+
+    def track(self, **objects: Any) -> None:
+        """Make objects part of the run: anything with state_dict and load_state_dict, and generators.
+
+        Before `restore` they are only noted. After it, an object that comes into being late is loaded
+        at once. Wrappers (DDP, torch.compile) are looked through. Raises UsageError, StateError.
+        """
+        for name, value in objects.items():
+            if name in _RESERVED:
+                raise UsageError(f"run.track({name}=...): {name!r} is {_RESERVED[name]}; choose another name")
+            if isinstance(value, replicated):
+                self._promised.add(name)
+                value = value.value
+            self._objects[name] = adapt(name, value)
+            if self.restored and self.is_resumed:
+                if name in self._pending:
+                    self._load(name)
+                elif not self._first_step_noted:
+                    raise StateError(self._not_in_checkpoint([name]))
+
+    def loader(
+        self,
+        dataset: Any,
+        batch_size: int = 1,
+        shuffle: bool = False,
+        *,
+        drop_last: bool = False,
+        name: str | None = None,
+        fetched_ahead: int = 0,
+        **options: Any,
+    ) -> RunLoader | StatefulRunLoader:
+        """A DataLoader whose position is part of the run; `batch_size` is each rank's.
+
+        Options are torch's DataLoader's. Map-style datasets are dealt out over the ranks by a global
+        order that does not depend on their number; no DistributedSampler is needed. Iterable and
+        stateful datasets go through torchdata's StatefulDataLoader. `fetched_ahead` is the number of
+        batches that the loop holds at a step boundary without having trained on them. `name` tells
+        loaders apart if a script makes them in another order after a resume.
+        """
+        name = name or f"loader{len(self._loaders)}"
+        made = make_loader(
+            dataset,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            rank=self.rank,
+            world_size=self.world_size,
+            seed=rng.mix(self._data_seed, len(self._loaders)),
+            fetched_ahead=fetched_ahead,
+            before_first=self._before_first,
+            options=options,
+        )
+        self._own(name, made)
+        return made
+
+    def _own(self, name: str, loader: Positioned) -> None:
+        if name in self._loaders:
+            raise UsageError(f"two loaders are called {name!r}; give each its name")
+        self._loaders[name] = loader
+        state = self._pending_own.get("loaders", {}).pop(name, None)
+        if state is not None:
+            loader.load_state_dict(state)
+
+    def restore(self) -> bool:
+        """Join the other ranks, claim the run, and load the newest checkpoint that is valid for all.
+
+        True if the run was resumed. Called by `batches`, `steps`, `epochs` and `range` by themselves;
+        a loop of one's own calls it once, when what it tracks is built. Every rank must call it. Raises
+        RunIsLive, NoValidCheckpoint (it is never started from scratch then), StateError (what doesn't fit).
+        """
+        if self.restored:
+            return self.is_resumed
+        session = self.session
+        before = session.ranks.rank
+        found = session.begin(lambda: restore.boxes(self._objects))
+        self.restored = True
+        if before != session.ranks.rank:
+            log.warning("the launcher's variables said rank %d, the process group says %d", before, session.ranks.rank)
+        if found is not None:
+            self.is_resumed = True
+            self._take_over(found)
+        else:
+            # A script that seeds torch gets the same order of data whenever it does; every rank gets rank 0's.
+            self._set_data_seed(int(session.ranks.broadcast(torch.initial_seed() % 2**63)))
+            self.session.saver.check(self._everything(), frozenset(self._promised))
+        self._open_journal()
+        self._say_hello(found)
+        if self.session.ranks.rank == 0:
+            reach("restore.done")
+        return self.is_resumed
+
+    def _take_over(self, found: Restored) -> None:
+        states = dict(found.states)
+        own, user_state = states.pop("run"), states.pop("state")
+        missing = [name for name in self._objects if name not in states]
+        if missing:
+            raise StateError(self._not_in_checkpoint(missing))
+        self._pending = states
+        for name in [name for name in self._objects if name in states]:
+            self._load(name)
+        self.state.load_state_dict(user_state)
+        self._set_data_seed(int(own["data_seed"]))
+        self.step_count, self.samples, self._epoch = int(own["step"]), int(own["samples"]), int(own["epoch"])
+        self._pending_own = {"loaders": dict(own["loaders"]), "ranges": dict(own["ranges"])}
+        for name, loader in self._loaders.items():
+            state = self._pending_own["loaders"].pop(name, None)
+            if state is not None:
+                loader.load_state_dict(state)
+        self._saved_step = self.step_count
+        if found.exact:
+            self._rng = own["rng"]
+            rng.put(own["rng"])
+        else:
+            rng.seed(rng.mix(self.session.seed, self.rank, self.step_count) % 2**32)
+            log.warning("rank %d is new since the checkpoint: its generators are seeded anew", self.rank)
+
+    def _set_data_seed(self, seed: int) -> None:
+        self._data_seed = seed
+        for index, loader in enumerate(self._loaders.values()):
+            loader.reseed(rng.mix(seed, index))
+
+    def _load(self, name: str) -> None:
+        target = self._objects[name]
+        if isinstance(target, torch.nn.Module) and any(item.is_meta for item in target.state_dict().values()):
+            # Nothing to load into yet. Its first forward pass is the last moment to do it.
+            target.register_forward_pre_hook(lambda module, _: self._load_materialised(name))
+            return
+        restore.load(name, target, self._pending.pop(name))
+
+    def _load_materialised(self, name: str) -> None:
+        if name in self._pending:
+            restore.load(name, self._objects[name], self._pending.pop(name))
+
+    def _not_in_checkpoint(self, missing: Iterable[str]) -> str:
+        return (
+            f"the checkpoint holds no state for {', '.join(sorted(missing))}, which this script tracks; it holds "
+            f"{', '.join(sorted(self._pending)) or 'nothing else'}. Nothing was lost; track what was tracked when the "
+            "checkpoint was written, or choose another run directory to start anew."
+        )
+
+    def _before_first(self) -> None:
+        """The first batch after a resume: whatever making iterators drew is undone."""
+        if self._rng is not None:
+            rng.put(self._rng)
+            self._rng = None
+
+    def _everything(self) -> dict[str, Any]:
+        return {"run": _Own(self), "state": self.state, **self._objects}
+
+    # -- loops ------------------------------------------------------------------------------------
+
+    def batches(self, loader: Any, epochs: int | None = None, accumulate: int = 1) -> Iterator[Any]:
+        """Batches from where the run stands, for all `epochs` (or for the rest of the loader's epoch).
+
+        Each turn of the loop ends at a step boundary; with `accumulate`, every so many turns. Takes what
+        `run.loader` made, and any other DataLoader or iterable.
+        """
+        ours = self._positioned(loader)
+        self.restore()
+        last = ours.epoch + 1 if epochs is None else epochs
+        while ours.epoch < last:
+            self._epoch = epoch = ours.epoch
+            for turn, batch in enumerate(ours, start=1):
+                yield batch
+                if turn % accumulate == 0:
+                    self.step()
+            if ours.epoch == epoch:
+                ours.epoch += 1  # an epoch in which no boundary came: shorter than `accumulate`
+        self._epoch = ours.epoch
+
+    def _positioned(self, loader: Any) -> Any:
+        if isinstance(loader, (RunLoader, StatefulRunLoader)):
+            return loader
+        for known in self._loaders.values():
+            if isinstance(known, ForeignLoader) and known.loader is loader:
+                return known
+        made = ForeignLoader(loader, self.world_size, self._before_first)
+        self._own(f"loader{len(self._loaders)}", made)
+        return made
+
+    def steps(self, count: int) -> Iterator[int]:
+        """Step numbers from where the run stands up to `count`; each turn ends at a step boundary."""
+        self.restore()
+        while self.step_count < count:
+            self._before_first()
+            yield self.step_count
+            self.step()
+
+    def range(self, *bounds: int, name: str = "range") -> Iterator[int]:
+        """Python's range, that goes on at the value it was interrupted in. Turns are not step boundaries."""
+        self.restore()
+        made = self._ranges.get(name)
+        if made is None:
+            made = self._ranges[name] = ResumableRange(self._pending_own.get("ranges", {}).pop(name, None))
+        return made.iterate(*bounds)
+
+    def epochs(self, count: int) -> Iterator[int]:
+        """Epochs from where the run stands up to `count`, for loops of one's own; sets `run.epoch`."""
+        for epoch in self.range(count, name="epochs"):
+            self._epoch = epoch
+            yield epoch
+
+    # -- the boundary -----------------------------------------------------------------------------
+
+    def step(self, samples: int | None = None) -> None:
+        """The step boundary: everything tracked is consistent now, on every rank.
+
+        Counts the step, saves when it is time, and leaves (SystemExit) when the run has to stop: what
+        follows in the script is then not reached, and the checkpoint is committed. `samples` is how many
+        samples all ranks saw in the step, where no loader of ours counts them.
+        """
+        if not self.restored:
+            raise UsageError("call run.restore() once before the first run.step(), when what it tracks is built")
+        self.step_count += 1
+        consumed = 0
+        for loader in self._loaders.values():
+            consumed += loader.commit()
+        self.samples += consumed if samples is None else samples
+        if not self._first_step_noted:
+            self._note_first_step()
+        order = self.session.boundary(self.step_count)
+        if order:
+            self._obey(order, self.step_count)
+
+    def _note_first_step(self) -> None:
+        if self._pending:
+            raise StateError(
+                f"the checkpoint holds state of {', '.join(sorted(self._pending))}, which this script doesn't track: "
+                "it would be lost. Track it before the first step, or choose another run directory to start anew."
+            )
+        self._first_step_noted = True
+        self.session.note_first_step()
+
+    def _obey(self, order: Order, step: int) -> None:
+        if order in (Order.SAVE, Order.STOP) and self._saved_step != self.step_count:
+            self._save(step)
+        if order in (Order.STOP, Order.LEAVE):
+            self._leave()
+
+    def _save(self, step: int) -> None:
+        self._flush_journal()
+        name = CheckpointName(step=step, incarnation=self.incarnation, epoch=self._epoch, samples=self.samples)
+        about = {"world_size": self.world_size}
+        taken = self.session.save(name, self._everything(), frozenset(self._promised), about)
+        self._saved_step, self._last_name = self.step_count, name
+        if self.rank == 0:
+            self._tell_of(taken)
+
+    def _tell_of(self, taken: Taken) -> None:
+        now = time.monotonic()
+        level = logging.INFO if now - self._told >= _TELL_SECONDS else logging.DEBUG
+        if level == logging.INFO:
+            self._told = now
+        megabytes, milliseconds = taken.bytes / 1e6, taken.stall_seconds * 1e3
+        log.log(level, "step %d: snapshot of %.1f MB in %.0f ms", taken.name.step, megabytes, milliseconds)
+
+    def _leave(self) -> None:
+        """Stop here and now: the checkpoint is committed, or, with a daemon, sealed. Raises SystemExit."""
+        session, why = self.session, "asked to stop by the node daemon or another rank"
+        if session.trap.first is not None:
+            why = f"{session.trap.first.name} received"
+        name = self._last_name
+        ours = name is not None and session.node is None  # a daemon outlives us, and commits by itself
+        if ours and name is not None and not session.await_commit(name, session.leave_by) and self.rank == 0:
+            log.warning("checkpoint %s could not be committed in time; the one before it counts", name)
+        if self.rank == 0:
+            log.info("%s: stopped after step %d; start the same command again and it goes on", why, self.step_count)
+        self.close("interrupted", why)
+        raise SystemExit(session.exit_code)
+
+    # -- metrics ----------------------------------------------------------------------------------
+
+    def log(self, **values: Any) -> None:
+        """Write metrics of the step in progress (`step_count` + 1): numbers, strings, one-element tensors.
+
+        They go to metrics.jsonl and from there to the loggers. Only rank 0's are kept. They are durable
+        with the next checkpoint; after a resume each step is there exactly once.
+        """
+        if not self.restored:
+            raise UsageError("call run.restore() before run.log(): only then is it known which step comes next")
+        if self._journal is not None:
+            record = self._journal.append(self.step_count + 1, values)
+            if self._publisher is not None:
+                self._publisher.put(record)
+
+    def _open_journal(self) -> None:
+        if self.rank != 0:
+            return
+        self._journal = Journal(self.directory / names.JOURNAL)
+        self.session.bury_previous(self._journal.cut(self.step_count))
+        if self.session.options.loggers:
+            self._publisher = Publisher(self.session.options.loggers)
+            identities = self._publisher.open(
+                self.id, self.directory.name, self.directory, self.session.identities(), self.step_count
+            )
+            self.session.remember_identities(identities)
+
+    def _flush_journal(self) -> None:
+        if self._journal is not None:
+            self._journal.flush()
+
+    def _say_hello(self, found: Restored | None) -> None:
+        if self.rank != 0:
+            return
+        if found is None:
+            log.info("run %s, incarnation %d: starts from scratch", self.directory, self.incarnation)
+        else:
+            log.info(
+                "run %s, incarnation %d: goes on after step %d, from %s",
+                self.directory,
+                self.incarnation,
+                self.step_count,
+                found.manifest.checkpoint,
+            )
+
+    # -- the end ----------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """The training is over: save its last state, wait until that is committed, and mark the run finished.
+
+        `@autoresume` calls it when the function returns. Every rank must come here.
+        """
+        if self._over:
+            return
+        if not self.restored:
+            self.close("failed", "the script ended without run.restore()")
+            raise UsageError(
+                "the script ended without restoring or training: call run.restore(), or loop over run.batches"
+            )
+        while True:
+            order, step = self.session.rest(self.step_count)
+            if order is Order.NOTHING:
+                break
+            self._saved_step = None  # the others are further on: they need this rank's part under their step
+            self._obey(order, step)
+        if self._saved_step != self.step_count:
+            self._save(self.step_count)
+        if self._last_name is not None and not self.session.await_commit(self._last_name):
+            log.warning("the last state, %s, could not be saved", self._last_name)
+        if self.rank == 0:
+            log.info("run %s is finished after step %d", self.directory, self.step_count)
+        self.close("finished", "the script came to its end")
+
+    def close(self, how: str, why: str) -> None:
+        """End this incarnation; `how` is finished, interrupted or failed. Waits for what is being persisted."""
+        global _current
+        if self._over:
+            return
+        self._over = True
+        if self._publisher is not None:
+            self._publisher.close(how == "finished")
+        if self._journal is not None:
+            self._journal.close()
+        self.session.end(how, self.step_count, why)
+        if how != "finished":
+            end_workers()
+        if _current is self:
+            _current = None
+
+
+class _Own:
+    """The run's own state: counters, positions, generators. Read at a boundary; never loaded as a whole."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def state_dict(self) -> dict[str, Any]:
+        run = self._run
+        waiting: Mapping[str, Any] = run._pending_own
+        return {
+            "step": run.step_count,
+            "epoch": run._epoch,
+            "samples": run.samples,
+            "data_seed": run._data_seed,
+            "loaders": {**waiting.get("loaders", {}), **{n: item.state_dict() for n, item in run._loaders.items()}},
+            "ranges": {**waiting.get("ranges", {}), **{n: item.value for n, item in run._ranges.items()}},
+            "rng": rng.get(),
+        }
+
+
+def default_directory(arguments: list[str], folder: Path) -> Path:
+    """runs/<script>, and a digest of the arguments if there are any: the same command is the same run."""
+    from autoresume.format.digest import digest
+
+    stem = Path(arguments[0]).stem if arguments and arguments[0] else "interactive"
+    rest = "\0".join(arguments[1:])
+    return folder / "runs" / (f"{stem}-{digest(rest.encode())[:8]}" if rest else stem)
+
+
+def configure_logging() -> None:
+    """Say what happens on standard error, unless the script has set up logging by itself."""
+    logger = logging.getLogger("autoresume")
+    if logger.handlers or logging.getLogger().handlers:
+        return
+    handler = logging.StreamHandler(sys.stderr)
+    rank = os.environ.get("RANK", "0")
+    prefix = "autoresume" if rank == "0" else f"autoresume[{rank}]"
+    handler.setFormatter(logging.Formatter(f"{prefix}: %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False

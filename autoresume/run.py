@@ -486,7 +486,7 @@ class Run:
             self._journal.close()
         self.session.end(how, self.step_count, why)
         if how != "finished":
-            end_workers()
+            end_workers(self._loaders.values())
         if _current is self:
             _current = None
 

@@ -151,7 +151,7 @@ class Session:
                 world_size=self.ranks.world_size,
                 command=sys.argv,
                 job=incarnation.current_job(),
-                began={"time": time.time()},
+                began={"time": incarnation.this_process()[1]},
             )
 
         return {"number": incarnation.claim(self.storage, make, own).number}
@@ -299,11 +299,14 @@ class Session:
         if self._heart is not None:
             self._heart.stop()
         if self.node is not None and self.number:
-            self.node.mailbox.send(f"bye-{self.node.local_rank}", {"how": how, "step": step, "why": why})
+            self.node.mailbox.send(
+                f"bye-{self.node.local_rank}", {"how": how, "step": step, "why": why, "time": time.time()}
+            )
         if self.number:
             self.saver.close()
             self.note_outcomes()
-            if self.ranks.rank == 0:
+            if self.ranks.rank == 0 and (self.node is None or not self.saver.sink.alive()):
+                # A daemon sees all ranks end, and writes it down by itself.
                 try:
                     incarnation.end(self.storage, self.number, how, step, why)
                 except (OSError, AutoresumeError) as error:

@@ -123,6 +123,7 @@ class _Cluster:
                 break
             except subprocess.TimeoutExpired:
                 pass
+            processes.reap(sparing=child.pid)
             now = time.monotonic()
             if now >= preempt_at:
                 log.info("preempting: %s, and %.0f s of grace", self.signal.name, self.grace)

@@ -34,5 +34,8 @@ def digest_blocks(data: memoryview, block_bytes: int = BLOCK_BYTES) -> tuple[str
 
 
 def canonical(value: Any) -> bytes:
-    """JSON with one spelling for each value: what two ranks write of the same value is equal."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    """JSON with one spelling for each value: what two ranks write of the same value is equal.
+
+    Keys keep their order, since the order of a dict is part of the state that it belongs to.
+    """
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()

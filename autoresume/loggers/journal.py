@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from autoresume.loggers.base import Record, Value
 
+_VISIBLE_SECONDS = 1.0
 _WORDS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
@@ -26,6 +27,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: IO[str] | None = None
+        self._flushed = 0.0
 
     def cut(self, step: int) -> int | None:
         """Forget everything after `step`; the last step that was there before, or None. Durable when it returns."""
@@ -50,7 +52,7 @@ class Journal:
         return last
 
     def append(self, step: int, values: dict[str, Any]) -> Record:
-        """Write one line; it reaches the disk at the next `flush`. Raises TypeError for what is no plain value."""
+        """Write one line; others can read it a second later. Raises TypeError for what is no plain value."""
         plain = {name: _plain(name, value) for name, value in values.items()}
         record = Record(step, time.time(), plain)
         if self._file is None:
@@ -58,6 +60,9 @@ class Journal:
             self._file = open(self.path, "a", encoding="utf-8")
         words = {name: repr(v) if isinstance(v, float) and not math.isfinite(v) else v for name, v in plain.items()}
         self._file.write(json.dumps({"step": step, "time": record.time, "values": words}, separators=(",", ":")) + "\n")
+        if record.time - self._flushed > _VISIBLE_SECONDS:
+            self._flushed = record.time
+            self._file.flush()
         return record
 
     def flush(self) -> None:

@@ -33,6 +33,8 @@ from autoresume.storage.local import LocalStorage
 log = logging.getLogger("autoresume")
 
 _TURN_SECONDS = 0.01
+_CAUSE_SECONDS = 1.0
+"""A rank that is gone without a word within this time of another's error is the cause of that error."""
 
 
 @dataclass
@@ -44,7 +46,8 @@ class _Life:
     grace_seconds: float | None
     ranks: dict[int, tuple[int, float]]
     """local rank -> (pid, start time)"""
-    died: list[int] = field(default_factory=list)
+    died: dict[int, float] = field(default_factory=dict)
+    """local rank -> when it was seen to be gone, in seconds since 1970"""
 
 
 class NodeDaemon:
@@ -102,9 +105,7 @@ class NodeDaemon:
     def _turn(self, stop: SignalTrap, user: SignalTrap) -> None:
         self.fence.beat()
         if stop.first is not None and not self.state.interrupted:
-            grace = self.grace_seconds
-            log.info("%s received: the ranks stop at a common step within %.0f s", stop.first.name, grace)
-            self._happened(policy.Signalled(stop.first.name, grace))
+            self._stop(f"{stop.first.name} received")
         if user.first is not None:
             assert self.child is not None
             self.child.send_signal(user.first)  # Ctrl-C is the user's: the ranks get their KeyboardInterrupt
@@ -115,13 +116,21 @@ class NodeDaemon:
         wish = self.fence.wishes()
         if wish:
             self.fence.forget_wishes()
-            self._happened(policy.Wished(wish))
+            if wish is Order.SAVE:
+                self._happened(policy.Wished())
+            else:
+                self._stop("a signal to stop reached a rank")
         self._stepped = self._stepped or not self._idle()
         self._happened(policy.Tick(ready=self._ready(), idle=self._idle()))
         processes.reap(self.child.pid if self.child else None)
         code = self.child.poll() if self.child else 0
         if code is not None:
             self._happened(policy.LauncherExited(code if code >= 0 else 128 - code, self._finished()))
+
+    def _stop(self, why: str) -> None:
+        if not self.state.interrupted:
+            log.info("%s: the ranks stop at a common step within %.0f s", why, self.grace_seconds)
+            self._happened(policy.Signalled(why, self.grace_seconds))
 
     def _happened(self, event: policy.Event) -> None:
         self.state, actions = policy.step(self.state, event, time.monotonic())
@@ -194,10 +203,29 @@ class NodeDaemon:
         for local, (pid, started) in self.life.ranks.items():
             if local in self.life.died or incarnation.process_lives(pid, started):
                 continue
-            self.life.died.append(local)
+            self.life.died[local] = time.time()
             if not self.mailbox.waiting(f"bye-{local}"):
                 log.warning("rank %d (process %d) is gone without a word", local, pid)
                 self._happened(policy.RankDied(local))
+
+    def _cause(self, life: _Life) -> tuple[str, str]:
+        """Of all that the ranks said, or did not say, what came first."""
+        how, why, said = "died", "", float("inf")
+        for name in self.mailbox.names("bye-"):
+            message = self.mailbox.receive(name) or {}
+            how, why, said = str(message.get("how")), str(message.get("why")), float(message.get("time", 0.0))
+            break
+        silent = [local for local in life.ranks if not self.mailbox.waiting(f"bye-{local}")]
+        if how == "interrupted" and self.state.interrupted:
+            why = self.state.why
+        if not silent:
+            return how, why
+        gone = min(silent, key=lambda local: life.died.get(local, float("inf")))
+        if life.died.get(gone, float("inf")) > said + _CAUSE_SECONDS:
+            return how, why  # it was ended since another one had failed
+        if self.state.interrupted:
+            return "interrupted", self.state.why
+        return "died", f"rank {gone} was killed, or crashed"
 
     def _bury(self) -> None:
         """Write down how the incarnation ended that this node has just seen end. The first word counts."""
@@ -205,16 +233,7 @@ class NodeDaemon:
         if life is None:
             return
         steps = [step for step in self.fence.steps() if step is not None]
-        how, why = "died", ""
-        for name in self.mailbox.names("bye-"):
-            message = self.mailbox.receive(name) or {}
-            how, why = str(message.get("how")), str(message.get("why"))
-            break
-        silent = [local for local in sorted(life.ranks) if not self.mailbox.waiting(f"bye-{local}")]
-        if silent and how != "failed":
-            gone = life.died[0] if life.died and life.died[0] in silent else silent[0]
-            how = "interrupted" if self.state.interrupted else "died"
-            why = self.state.why if self.state.interrupted else f"rank {gone} was killed, or crashed"
+        how, why = self._cause(life)
         try:
             incarnation.end(LocalStorage(life.run_folder), life.number, how, max(steps, default=None), why)
         except (OSError, AutoresumeError) as error:

@@ -4,8 +4,9 @@ Law: `step(state, event, now) -> (state, actions)`; no I/O, no clock, no process
 are monotonic seconds.
 
     event                    what happens
-    Signalled                a stop is wanted, and there is a deadline from now on; later signals change nothing
-    Wished(order)            the strongest wish of a rank is wanted
+    Signalled                a stop is wanted, and there is a deadline from now on; later signals change nothing.
+                             A signal that reached a rank alone is told by its wish to stop, and is the same event
+    Wished                   a save is wanted
     Tick(ready, idle)        a wanted order is proposed to the ranks (ready: all stand at a boundary or beyond;
                              idle: none of them has reached its first one: nothing is lost by killing them)
     Proposed(target)         accepted: nothing more is wanted; refused (None): proposed again, further ahead
@@ -47,13 +48,13 @@ class Action:
 
 @dataclass(frozen=True)
 class Signalled:
-    name: str
+    why: str
     grace_seconds: float
 
 
 @dataclass(frozen=True)
 class Wished:
-    order: Order
+    """A rank asks for a save."""
 
 
 @dataclass(frozen=True)
@@ -115,10 +116,10 @@ def step(state: State, event: Event, now: float) -> tuple[State, list[Action]]:
         deadline = now + event.grace_seconds
         reserve = max(RESERVE_LEAST_SECONDS, RESERVE_FRACTION * event.grace_seconds)
         kill_at = max(now, min(deadline - reserve, state.kill_at or deadline))
-        why = f"{event.name} received"
+        why = event.why
         return replace(state, wanted=Order.STOP, deadline=deadline, kill_at=kill_at, why=why), []
     if isinstance(event, Wished):
-        return replace(state, wanted=max(state.wanted, event.order)), []
+        return replace(state, wanted=max(state.wanted, Order.SAVE)), []
     if isinstance(event, Proposed):
         if event.target is None:
             return replace(state, ahead=min(MOST_AHEAD, state.ahead * 2)), []

@@ -12,6 +12,9 @@ import logging
 import multiprocessing
 import random
 import signal
+import threading
+import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, Protocol
 
@@ -41,6 +44,9 @@ class Positioned(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def end(self) -> None:
+        """Ask the workers to end. Nothing is iterated afterwards."""
 
 
 class _WorkerInit:
@@ -108,6 +114,7 @@ class RunLoader:
         self.fetched_ahead = fetched_ahead
         self._before_first = before_first
         self._active: _RunIterator | None = None
+        self._iterators: weakref.WeakSet[_RunIterator] = weakref.WeakSet()
         self._generator = torch.Generator()  # a private one: iter() draws the workers' base seed from it
         self._generator.manual_seed(seed)
         options = dict(options)
@@ -133,7 +140,9 @@ class RunLoader:
         return len(self.order)
 
     def __iter__(self) -> Iterator[Any]:
-        return _RunIterator(self, self.epoch, self.position)
+        made = _RunIterator(self, self.epoch, self.position)
+        self._iterators.add(made)
+        return made
 
     def commit(self) -> int:
         active = self._active
@@ -160,6 +169,11 @@ class RunLoader:
         self._active = None
         self.epoch, self.position = int(state["epoch"]), int(state["position"])
 
+    def end(self) -> None:
+        self.loader._iterator = None
+        for iterator in list(self._iterators):
+            iterator.batches = iter(())  # torch shuts the workers down when it loses its iterator
+
 
 class _RunIterator:
     """One pass from a position to the end of its epoch."""
@@ -173,7 +187,7 @@ class _RunIterator:
         self.stepped = False
         """A step boundary came while this was iterated: it is the loop's, no evaluation and no peek."""
         owner.order.seek(epoch, position)
-        self.batches = iter(owner.loader)
+        self.batches: Iterator[Any] = iter(owner.loader)
 
     def __iter__(self) -> _RunIterator:
         return self
@@ -261,6 +275,9 @@ class StatefulRunLoader:
         if self._restored is not None:
             self.loader.load_state_dict(self._restored)
 
+    def end(self) -> None:
+        """Its workers are found among this process's children."""
+
 
 class ForeignLoader:
     """Somebody else's loader or iterable, under `run.batches`: the position is counted, and found again.
@@ -336,6 +353,9 @@ class ForeignLoader:
         if state.get("kind") != "foreign":
             raise UsageError(f"this loader was a {state.get('kind')} loader when the checkpoint was written")
         self.epoch, self.position, self._rng_at_begin = int(state["epoch"]), int(state["position"]), state["rng"]
+
+    def end(self) -> None:
+        """Its workers are found among this process's children."""
 
 
 class _Skipped:
@@ -424,11 +444,20 @@ def make_loader(
     return RunLoader(dataset, order, seed, fetched_ahead, before_first, options)
 
 
-def end_workers(patience_seconds: float = 1.0) -> None:
-    """End data workers that still live when the run is interrupted: they ignore SIGTERM, and would hang the exit."""
+def end_workers(loaders: Iterable[Positioned], patience_seconds: float = 1.0) -> None:
+    """End data workers when the run is over: they ignore SIGTERM, and would hang the exit.
+
+    Ours are asked to end; whatever other loaders' workers are left then are killed.
+    """
+    for loader in loaders:
+        loader.end()
     children = [child for child in multiprocessing.active_children() if child.daemon]
+    deadline = time.monotonic() + patience_seconds
     for child in children:
-        child.join(patience_seconds / max(1, len(children)))
-        if child.is_alive():
-            child.kill()
-            child.join(patience_seconds)
+        child.join(max(0.0, deadline - time.monotonic()))
+    left = [child for child in children if child.is_alive()]
+    if left and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise here for each that is killed
+    for child in left:
+        child.kill()
+        child.join(patience_seconds)

@@ -26,7 +26,7 @@ from autoresume.loggers.journal import Journal
 from autoresume.loggers.publisher import Publisher
 from autoresume.loops import ResumableRange
 from autoresume.session import Session
-from autoresume.training import restore, rng
+from autoresume.training import reduction, restore, rng
 from autoresume.training.loader import (
     ForeignLoader,
     Positioned,
@@ -81,6 +81,7 @@ class Run:
         self._pending: dict[str, Any] = {}
         self._pending_own: dict[str, Any] = {}
         self._rng: dict[str, Any] | None = None
+        self._reductions: dict[str, reduction.ReductionOrder] = {}
         self._journal: Journal | None = None
         self._publisher: Publisher | None = None
         self._saved_step: int | None = None
@@ -216,6 +217,9 @@ class Run:
             # A script that seeds torch gets the same order of data whenever it does; every rank gets rank 0's.
             self._set_data_seed(int(session.ranks.broadcast(torch.initial_seed() % 2**63)))
             self.session.saver.check(self._everything(), frozenset(self._promised))
+        self._settle_reductions(found)
+        if self._rng is not None:
+            rng.put(self._rng)
         self._open_journal()
         self._say_hello(found)
         if self.session.ranks.rank == 0:
@@ -242,7 +246,6 @@ class Run:
         self._saved_step = self.step_count
         if found.exact:
             self._rng = own["rng"]
-            rng.put(own["rng"])
         else:
             rng.seed(rng.mix(self.session.seed, self.rank, self.step_count) % 2**32)
             log.warning("rank %d is new since the checkpoint: its generators are seeded anew", self.rank)
@@ -251,6 +254,24 @@ class Run:
         self._data_seed = seed
         for index, loader in enumerate(self._loaders.values()):
             loader.reseed(rng.mix(seed, index))
+
+    def _settle_reductions(self, found: Restored | None) -> None:
+        """Let DDP add up gradients in the order in which it did before the interruption, bit for bit."""
+        self._reductions = reduction.find(self._objects, self.world_size)
+        noted: dict[str, list[int]] = found.states["run"].get("reductions", {}) if found is not None else {}
+        for name, one in self._reductions.items():
+            order = noted.get(name)
+            ready = order is not None and len(order) == len(one.parameters) and one.can_rehearse()
+            if all(self.session.ranks.gather(ready)) and order is not None:
+                one.rehearse(order)
+            else:
+                one.watch()
+                if order is not None and self.rank == 0:
+                    log.warning(
+                        "%s: DDP adds up the first step's gradients in another order than before, since hooks on "
+                        "gradients or communication are set: the last bits may differ",
+                        name,
+                    )
 
     def _load(self, name: str) -> None:
         target = self._objects[name]
@@ -349,6 +370,8 @@ class Run:
         for loader in self._loaders.values():
             consumed += loader.commit()
         self.samples += consumed if samples is None else samples
+        for reduction_order in self._reductions.values():
+            reduction_order.note()
         if not self._first_step_noted:
             self._note_first_step()
         order = self.session.boundary(self.step_count)
@@ -505,6 +528,7 @@ class _Own:
             "epoch": run._epoch,
             "samples": run.samples,
             "data_seed": run._data_seed,
+            "reductions": {name: one.order for name, one in run._reductions.items() if one.order is not None},
             "loaders": {**waiting.get("loaders", {}), **{n: item.state_dict() for n, item in run._loaders.items()}},
             "ranges": {**waiting.get("ranges", {}), **{n: item.value for n, item in run._ranges.items()}},
             "rng": rng.get(),

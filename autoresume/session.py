@@ -34,7 +34,7 @@ from autoresume.format import names
 from autoresume.format.names import CheckpointName
 from autoresume.handoff.fence import Order, Phase, RankFence
 from autoresume.handoff.mailbox import NODE_FOLDER_VARIABLE, Mailbox
-from autoresume.handoff.signals import SignalTrap
+from autoresume.handoff.signals import SignalTrap, when_parent_dies
 from autoresume.options import Options
 from autoresume.storage.local import LocalStorage
 from autoresume.training import agreement, restore
@@ -60,6 +60,9 @@ class Session:
         self.storage = LocalStorage(folder)
         self.trap = SignalTrap(options.stop_signals)
         self.trap.install()
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            # torchrun dies of SIGUSR1 and leaves its ranks behind: for them it is the same signal to stop.
+            when_parent_dies(options.stop_signals[0])
         rank, world_size = agreement.environment_ranks()
         self.ranks = Ranks(rank, world_size)  # what the launcher says; `begin` asks the process group
         self.number = 0

@@ -7,6 +7,8 @@ inherits it ignores the signal. What was there before is put back.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import signal
 import time
@@ -14,6 +16,8 @@ from collections.abc import Iterable
 from types import FrameType
 
 from autoresume.errors import UsageError
+
+PR_SET_PDEATHSIG = 1
 
 
 class SignalTrap:
@@ -61,6 +65,12 @@ class SignalTrap:
         before = self._before.get(signal.Signals(number))
         if callable(before) and before is not signal.default_int_handler:
             before(number, frame)
+
+
+def when_parent_dies(number: signal.Signals) -> None:
+    """Ask the kernel to send us `number` when our parent dies. Does nothing where it can't."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0)
 
 
 def parse_signals(text: str) -> tuple[signal.Signals, ...]:

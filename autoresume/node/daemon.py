@@ -144,8 +144,10 @@ class NodeDaemon:
                 self._bury()
             else:
                 log.warning("the ranks are killed: %s", action.why)
-                launcher = self.child.pid if self.child else None
-                processes.kill_tree(sparing=launcher if action.kind is Kind.KILL_RANKS else None)
+                if action.kind is Kind.KILL_ALL:
+                    processes.kill_tree()
+                elif self.life is not None:
+                    processes.kill(self.life.ranks.values())  # the launcher's new ranks, if any, are spared
 
     def _finished(self) -> bool:
         byes = [self.mailbox.receive(name) or {} for name in self.mailbox.names("bye-")]
@@ -207,6 +209,8 @@ class NodeDaemon:
             if not self.mailbox.waiting(f"bye-{local}"):
                 log.warning("rank %d (process %d) is gone without a word", local, pid)
                 self._happened(policy.RankDied(local))
+            if len(self.life.died) == len(self.life.ranks):
+                self._happened(policy.LifeOver())
 
     def _cause(self, life: _Life) -> tuple[str, str]:
         """Of all that the ranks said, or did not say, what came first."""

@@ -23,6 +23,8 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, forward)
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGINT,SIGHUP,SIGQUIT"
+    # Ranks that torchrun restarts in place would find the dead ranks' addresses in a store that it shares.
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     from torch.distributed import run  # slow to import: after the handlers are on
 
     arguments = sys.argv[1:]

@@ -12,6 +12,7 @@ are monotonic seconds.
     Proposed(target)         accepted: nothing more is wanted; refused (None): proposed again, further ahead
     RankDied                 the others can't go on: they are killed after a patience, so that the launcher can
                              start them again, or end
+    LifeOver, Greeted        the ranks are all gone, or new ones have come: what held for the old ones is void
     deadline comes near      the ranks are killed; what was sealed is persisted in the time that is left
     LauncherExited(code)     what is sealed is persisted, then the daemon ends
 """
@@ -74,6 +75,11 @@ class RankDied:
 
 
 @dataclass(frozen=True)
+class LifeOver:
+    """All ranks that had greeted are gone; the launcher may start new ones."""
+
+
+@dataclass(frozen=True)
 class Greeted:
     """New ranks have started."""
 
@@ -85,7 +91,7 @@ class LauncherExited:
     """Every rank said that the run is finished."""
 
 
-Event = Signalled | Wished | Tick | Proposed | RankDied | Greeted | LauncherExited
+Event = Signalled | Wished | Tick | Proposed | RankDied | LifeOver | Greeted | LauncherExited
 
 
 @dataclass(frozen=True)
@@ -128,8 +134,8 @@ def step(state: State, event: Event, now: float) -> tuple[State, list[Action]]:
         soon = now + RANK_DEATH_PATIENCE_SECONDS
         at = soon if state.kill_at is None else min(soon, state.kill_at)
         return replace(state, wanted=Order.NOTHING, kill_at=at, why=state.why or "a rank died"), []
-    if isinstance(event, Greeted):
-        # Restarted in place: the old ranks' orders are void, a stop that was asked for is not.
+    if isinstance(event, (LifeOver, Greeted)):
+        # The old ranks' orders are void, and nobody may be killed for them; a stop that was asked for is not.
         if state.interrupted:
             return replace(state, wanted=Order.STOP, ahead=1, killed=False), []
         return State(), []

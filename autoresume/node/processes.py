@@ -11,11 +11,12 @@ import ctypes
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import psutil
 
-_PR_SET_PDEATHSIG = 1
+from autoresume.handoff.signals import PR_SET_PDEATHSIG
+
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -25,18 +26,12 @@ def become_subreaper() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def die_with_parent(number: signal.Signals) -> None:
-    """Ask the kernel to send us `number` when our parent dies."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
-
-
 def spawn(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start the launcher in a session of its own: signals to our process group reach us alone."""
     libc = ctypes.CDLL(None)  # loaded before the fork: the child may do little
 
     def before_exec() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGHUP), 0, 0, 0)
+        libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGHUP), 0, 0, 0)
 
     return subprocess.Popen(command, env=dict(environment), start_new_session=True, preexec_fn=before_exec)
 
@@ -48,10 +43,21 @@ def descendants() -> list[psutil.Process]:
         return []
 
 
-def kill_tree(sparing: int | None = None) -> None:
-    """SIGKILL everything below us, but the process `sparing`; again until nothing new appears."""
+def kill(these: Iterable[tuple[int, float]]) -> None:
+    """SIGKILL these processes, given by pid and start time, and what they started."""
+    for pid, started in these:
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(pid)
+            if abs(process.create_time() - started) < 1.0:
+                for one in [process, *process.children(recursive=True)]:
+                    with contextlib.suppress(psutil.Error):
+                        one.kill()
+
+
+def kill_tree() -> None:
+    """SIGKILL everything below us, again until nothing new appears."""
     for _ in range(10):
-        found = [process for process in descendants() if process.pid != sparing and _lives(process)]
+        found = [process for process in descendants() if _lives(process)]
         if not found:
             return
         for process in found:

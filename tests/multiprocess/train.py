@@ -1,0 +1,71 @@
+"""A DDP training with everything random in it. EVENTS says which signal is sent where, and when.
+
+EVENTS is a list of incarnation:step:rank:signal:target, for example "1:12:1:KILL:self 2:20:0:TERM:parent".
+Targets are self, parent (torchrun, or the launcher) and daemon.
+"""
+
+import os
+import random
+import signal
+
+import numpy as np
+import psutil
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel as DDP
+from torch.utils.data import Dataset
+
+from autoresume import Run, autoresume
+
+
+class Points(Dataset):
+    def __len__(self) -> int:
+        return 95  # divisible by no batch: the borders of epochs are part of the test
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        noise = random.random() + float(np.random.rand()) + torch.rand(6)
+        return noise + index / 95, torch.tensor(index % 3)
+
+
+def target(word: str) -> int:
+    if word == "self":
+        return os.getpid()
+    if word == "parent":
+        return os.getppid()
+    return next(p.pid for p in psutil.Process().parents() if p.cmdline()[2:4] == ["autoresume", "node"])
+
+
+def provoke(run: Run) -> None:
+    for event in os.environ.get("EVENTS", "").split():
+        life, step, rank, name, where = event.split(":")
+        if (int(life), int(step), int(rank)) == (run.incarnation, run.step_count, run.rank):
+            os.kill(target(where), signal.Signals[f"SIG{name}"])
+
+
+@autoresume(save_every="7 steps", backend="gloo", keep=2)
+def main(run: Run) -> None:
+    run.seed(5)
+    model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Dropout(0.2), nn.Linear(16, 3))
+    model = DDP(model) if run.world_size > 1 else model
+    run.seed(5 + run.rank)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 10, 0.9)
+    loader = run.loader(
+        Points(), batch_size=8 // run.world_size, shuffle=True, num_workers=int(os.environ.get("WORKERS", "0"))
+    )
+    run.track(model=model, optimizer=optimizer, scheduler=scheduler)
+    run.state.seen = 0.0
+    for x, y in run.batches(loader, epochs=4):
+        loss = nn.functional.cross_entropy(model(x * (1 + 0.1 * random.random()) + float(np.random.rand())), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        run.state.seen += float(x.sum())
+        run.log(loss=loss, seen=run.state.seen)
+        provoke(run)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()

@@ -69,7 +69,7 @@ class ReductionOrder:
             reducer.prepare_for_forward()
             reducer.prepare_for_backward([])
             for index in order:
-                (self.parameters[index].reshape(-1)[:1].sum() * 0).backward()  # type: ignore[no-untyped-call]
+                (self.parameters[index].reshape(-1)[:1].sum() * 0).backward()
         for parameter, gradient in zip(self.parameters, kept):
             parameter.grad = gradient
         self.order = order

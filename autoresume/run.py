@@ -7,13 +7,14 @@ generators) is restored last, so that nothing that restoring does shows in it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -217,6 +218,7 @@ class Run:
             # A script that seeds torch gets the same order of data whenever it does; every rank gets rank 0's.
             self._set_data_seed(int(session.ranks.broadcast(torch.initial_seed() % 2**63)))
             self.session.saver.check(self._everything(), frozenset(self._promised))
+        self.session.put_back_files(found)
         self._settle_reductions(found)
         if self._rng is not None:
             rng.put(self._rng)
@@ -468,6 +470,22 @@ class Run:
                 self.step_count,
                 found.manifest.checkpoint,
             )
+
+    # -- side files -------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def open(self, name: str, mode: str = "rb") -> Iterator[BinaryIO]:
+        """A side file of the run, such as a script's own `best.pt`: `with run.open("best.pt", "wb") as file`.
+
+        Written files are published when the block ends, atomically and durably; each checkpoint keeps
+        them as they were, and a resume puts them back, so that they are never newer than the state.
+        Write on one rank only. Raises FileNotFoundError, UsageError.
+        """
+        if mode not in ("rb", "wb") or not names.is_inside(name):
+            raise UsageError(f"run.open({name!r}, {mode!r}): give a plain relative name, and 'rb' or 'wb'")
+        storage, inside = self.session.storage, f"{names.FILES}/{name}"
+        with storage.writer(inside) if mode == "wb" else open(storage.path(inside), "rb") as file:
+            yield file
 
     # -- the end ----------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from autoresume.cadence import Cadence
-from autoresume.checkpoint import incarnation
+from autoresume.checkpoint import incarnation, sidefiles
 from autoresume.checkpoint.incarnation import Incarnation
 from autoresume.errors import (
     EXIT_INTERRUPTED,
@@ -173,6 +173,15 @@ class Session:
             self.fence = RankFence(self.node.folder / "fence", self.node.local_rank)
         return DaemonSink(self.node.mailbox, self.folder.absolute(), self.node.daemon, incarnation.process_lives)
 
+    def put_back_files(self, restored: Restored | None) -> None:
+        """Side files as they were at the restored checkpoint; every rank calls it, and sees them afterwards."""
+        if self.ranks.rank == 0:
+            name, files = (restored.manifest.checkpoint, restored.files) if restored else (None, ())
+            gone = sidefiles.put_back(self.storage, name, files, self.number)
+            if gone:
+                log.info("side files that are newer than the checkpoint are put aside: %s", ", ".join(gone))
+        self.ranks.gather(None)
+
     def _record_beginning(self, restored: Restored | None) -> None:
         name = str(restored.manifest.checkpoint) if restored else None
         step = restored.manifest.checkpoint.step if restored else 0
@@ -253,8 +262,9 @@ class Session:
     def save(
         self, name: CheckpointName, objects: Mapping[str, Any], promised: frozenset[str], about: dict[str, Any]
     ) -> Taken:
+        files = sidefiles.enclose(self.storage, name) if self.ranks.rank == 0 else ()
         sync = (names.JOURNAL,) if self.ranks.rank == 0 else ()
-        taken = self.saver.save(name, objects, promised, about, sync)
+        taken = self.saver.save(name, objects, promised, about, files, sync)
         self.cadence.saved(time.monotonic(), taken.stall_seconds)
         self.note_outcomes()
         return taken

@@ -15,7 +15,7 @@ from typing import Any
 from autoresume.errors import StorageFull
 from autoresume.failpoints import reach
 from autoresume.format import names
-from autoresume.format.digest import BLOCK_BYTES, digest_blocks
+from autoresume.format.digest import BLOCK_BYTES, blocks, digest, digest_blocks
 from autoresume.format.manifest import Chunk, File, Part
 from autoresume.format.names import CheckpointName
 from autoresume.storage.base import Storage
@@ -41,12 +41,27 @@ class Snapshot:
     about: dict[str, Any]
     attachments: dict[str, tuple[str, bytes]] = field(default_factory=dict)
     """key -> (file name inside the checkpoint, content)."""
+    files: tuple[str, ...] = ()
+    """Side files of the run: they lie in the checkpoint's folder already, and are made durable and hashed here."""
     sync: tuple[str, ...] = ()
     """Files of the run that are made durable first: the metric journal."""
 
     @property
     def bytes(self) -> int:
         return len(self.image) + sum(len(data) for _, data in self.attachments.values())
+
+
+def hash_file(storage: Storage, name: CheckpointName, file: str) -> File:
+    """The record of a file that lies in the checkpoint, read block by block."""
+    size = storage.size(name.inside(file))
+    if size is None:
+        raise FileNotFoundError(f"{file} of {name} is gone")
+    digests = []
+    for begin, end in blocks(size):
+        block = bytearray(end - begin)
+        storage.read(name.inside(file), into=memoryview(block), offset=begin)
+        digests.append(digest(block))
+    return File(file, size, BLOCK_BYTES, tuple(digests))
 
 
 def persist(storage: Storage, snapshot: Snapshot, guard: Guard) -> Part:
@@ -75,6 +90,9 @@ def persist(storage: Storage, snapshot: Snapshot, guard: Guard) -> Part:
     for key, (file, data) in snapshot.attachments.items():
         storage.write(name.inside(file), data)
         attachments[key] = File(file, len(data), BLOCK_BYTES, digest_blocks(memoryview(data)))
+    for file in snapshot.files:
+        storage.sync(name.inside(file))
+        attachments[file] = hash_file(storage, name, file)
     part = Part(
         run_id=snapshot.run_id,
         checkpoint=name,

@@ -27,11 +27,11 @@ def _verify_files(storage: Storage, name: CheckpointName, manifest: Manifest) ->
     for rank in range(manifest.world_size):
         part = load_part(storage, manifest, rank)
         for file in (part.shard, *part.attachments.values()):
-            _verify_file(storage, name, file)
+            verify_file(storage, name, file)
 
 
-def _verify_file(storage: Storage, name: CheckpointName, file: File) -> None:
-    """Block by block, so that memory does not grow with the file."""
+def verify_file(storage: Storage, name: CheckpointName, file: File) -> None:
+    """Block by block, so that memory does not grow with the file. Raises CheckpointInvalid, OSError, EOFError."""
     with mmap.mmap(-1, max(1, min(file.block_bytes, file.bytes))) as buffer, memoryview(buffer) as view:
         for block, expected in enumerate(file.digests):
             begin = block * file.block_bytes

@@ -17,7 +17,7 @@ NAME = "xxh3-128"
 BLOCK_BYTES = 8 * 1024 * 1024
 
 
-def digest(data: bytes | memoryview) -> str:
+def digest(data: bytes | bytearray | memoryview) -> str:
     """32 hexadecimal digits."""
     return xxhash.xxh3_128_hexdigest(data)
 

@@ -19,6 +19,7 @@ JOURNAL = "metrics.jsonl"
 INCARNATIONS = "incarnations"
 CHECKPOINTS = "checkpoints"
 ASIDE = "aside"
+ASIDE_FILES = "aside-files"
 LOGS = "logs"
 FILES = "files"
 

@@ -122,5 +122,6 @@ def _snapshot(message: dict[str, Any], name: CheckpointName, arena: Arena, folde
         tree=message["tree"],
         about=message["about"],
         attachments=attachments,
+        files=tuple(message["files"]),
         sync=tuple(message["sync"]),
     )

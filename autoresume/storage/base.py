@@ -30,6 +30,12 @@ class Storage(Protocol):
     def sync(self, name: str) -> None:
         """Make what somebody appended to a file durable; nothing happens when there is none."""
 
+    def link(self, name: str, new: str) -> None:
+        """Make `new` the same file as `name`, replacing what was there. Atomic, and durable when it returns.
+
+        Whoever publishes `name` anew later does not change `new`.
+        """
+
     def create(self, name: str, data: bytes) -> bool:
         """Publish a file only if the name is free: of any number of callers one gets True. Durable then."""
 

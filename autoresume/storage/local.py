@@ -14,7 +14,9 @@ import mmap
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from autoresume.failpoints import reach
 from autoresume.format import names
@@ -89,6 +91,43 @@ class LocalStorage:
         finally:
             os.close(descriptor)
         self._sync_folder(path.parent)
+
+    def link(self, name: str, new: str) -> None:
+        source, target = self.path(name), self.path(new)
+        self._make_folder(target.parent)
+        temp = Path(temporary(str(target), f"{os.getpid():x}-{secrets.token_hex(4)}"))
+        try:
+            os.link(source, temp)
+        except OSError as error:
+            if error.errno not in _NO_LINK | {errno.EXDEV}:
+                raise
+            with open(source, "rb") as file, self._temporary_file(temp) as copy:
+                shutil.copyfileobj(file, copy, _DIRECT_BLOCK)
+        os.rename(temp, target)
+        temp.unlink(missing_ok=True)  # renaming a file to another name of itself leaves both
+        self._sync_folder(target.parent)
+
+    @contextlib.contextmanager
+    def writer(self, name: str) -> Iterator[BinaryIO]:
+        """A file to write into, published atomically and durably when the block ends well, and not at all else."""
+        path = self.path(name)
+        self._make_folder(path.parent)
+        temp = Path(temporary(str(path), f"{os.getpid():x}-{secrets.token_hex(4)}"))
+        with self._temporary_file(temp) as file:
+            yield file
+        os.rename(temp, path)
+        self._sync_folder(path.parent)
+
+    @contextlib.contextmanager
+    def _temporary_file(self, temp: Path) -> Iterator[BinaryIO]:
+        try:
+            with open(temp, "xb") as file:
+                yield file
+                file.flush()
+                self._sync_file(file.fileno(), temp)
+        except BaseException:
+            temp.unlink(missing_ok=True)
+            raise
 
     def create(self, name: str, data: bytes) -> bool:
         path = self.path(name)

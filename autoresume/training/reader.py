@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from autoresume.checkpoint.discover import load_part
+from autoresume.checkpoint.verify import verify_file
 from autoresume.errors import CheckpointInvalid
 from autoresume.failpoints import reach
 from autoresume.format.digest import digest
@@ -62,6 +63,10 @@ class CheckpointReader:
             if digest(view[index * file.block_bytes : (index + 1) * file.block_bytes]) != expected:
                 raise CheckpointInvalid(f"{file.name} is damaged: its digest differs")
         return data
+
+    def verify_attachment(self, key: str) -> None:
+        """Read a file of rank 0's part against its digests, keeping none of it. Raises CheckpointInvalid."""
+        verify_file(self.storage, self.manifest.checkpoint, self.parts[0].attachments[key])
 
     def read(self, wanted: dict[str, Box | None]) -> dict[str, torch.Tensor]:
         """The tensors of the keys in `wanted`: the given box of each, or all of it. On the CPU, verified.

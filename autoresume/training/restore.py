@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from autoresume.checkpoint import sidefiles
 from autoresume.checkpoint.discover import Judged, complete_commits, judge, listing, set_aside
 from autoresume.checkpoint.persist import Guard
 from autoresume.errors import AutoresumeError, CheckpointInvalid, NoValidCheckpoint, StateError
@@ -41,6 +42,8 @@ class Restored:
     """name -> state dict, or the bytes of a pickled object."""
     exact: bool
     """False where this rank did not exist when the checkpoint was written."""
+    files: tuple[str, ...]
+    """Side files that it holds."""
     rejected: list[str]
     """Newer checkpoints that were not chosen, each with its reason."""
 
@@ -170,7 +173,10 @@ def _read(storage: Storage, manifest: Manifest, rank: int, boxes: Mapping[str, B
             states[name] = reader.attachment(value["attachment"])
         else:
             states[name] = decode(value, tensors)
-    return Restored(manifest, states, reader.exact, [])
+    files = tuple(key for key in reader.parts[0].attachments if sidefiles.is_one(key))
+    for file in files:
+        reader.verify_attachment(file)
+    return Restored(manifest, states, reader.exact, files, [])
 
 
 def load(name: str, target: Any, state: Any) -> None:

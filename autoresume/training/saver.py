@@ -67,6 +67,7 @@ class Saver:
         objects: Mapping[str, Any],
         promised: frozenset[str],
         about: dict[str, Any],
+        files: tuple[str, ...] = (),
         sync: tuple[str, ...] = (),
     ) -> Taken:
         """Take a snapshot of `objects` and hand it over to be persisted as `name`. Nothing is durable yet.
@@ -92,6 +93,7 @@ class Saver:
             tree=captured.tree,
             about=about,
             attachments={key: (pickle_file(rank, key), data) for key, data in captured.attachments.items()},
+            files=files,
             sync=sync,
         )
         self.sink.submit(Sealed(snapshot, arena))

@@ -132,6 +132,7 @@ class DaemonSink:
                 "tree": snapshot.tree,
                 "about": snapshot.about,
                 "attachments": attachments,
+                "files": list(snapshot.files),
                 "sync": list(snapshot.sync),
             },
         )

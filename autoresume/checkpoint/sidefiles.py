@@ -1,0 +1,43 @@
+"""Files that a script keeps beside its state (`best.pt`), as they were at each checkpoint.
+
+Law: a side file is only ever replaced as a whole, so a checkpoint keeps a second name of it, which
+costs no copy. Putting back makes the folder what the checkpoint holds; what is newer is put aside.
+"""
+
+from __future__ import annotations
+
+from autoresume.format import names
+from autoresume.format.names import CheckpointName
+from autoresume.storage.base import Storage
+
+
+def is_one(file: str) -> bool:
+    """Whether a file inside a checkpoint is a side file."""
+    return file.startswith(f"{names.FILES}/")
+
+
+def enclose(storage: Storage, name: CheckpointName) -> tuple[str, ...]:
+    """Give every side file a second name in the checkpoint's folder; their names inside of it."""
+    files = [file for file in _walk(storage, names.FILES) if not names.is_temporary(file)]
+    for file in files:
+        storage.link(file, name.inside(file))
+    return tuple(files)
+
+
+def put_back(storage: Storage, name: CheckpointName | None, files: tuple[str, ...], incarnation: int) -> list[str]:
+    """Make the run's side files those of the checkpoint (none, if there is none); what was put aside."""
+    newer = [file for file in _walk(storage, names.FILES) if file not in files]
+    for file in newer:
+        storage.move(file, f"{names.ASIDE_FILES}/{incarnation:04d}/{file}")
+    if name is not None:
+        for file in files:
+            storage.link(name.inside(file), file)
+    return newer
+
+
+def _walk(storage: Storage, folder: str) -> list[str]:
+    found = []
+    for entry in storage.list(folder):
+        inside = _walk(storage, f"{folder}/{entry}")
+        found.extend(inside or [f"{folder}/{entry}"])
+    return found

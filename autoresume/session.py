@@ -291,14 +291,16 @@ class Session:
         """Wait until all ranks have left their loops; or an order meanwhile, with the step that it names."""
         if self.fence is not None:
             self.fence.publish(step, Phase.LEFT)
-            while not self.fence.all_left():
+            while True:
+                left = self.fence.all_left()  # looked at first: the word that stands after it is the last one
                 order = self.fence.at_rest(step)
                 if order is not Order.NOTHING:
                     return order, self.fence.target()
+                if left:
+                    return Order.NOTHING, step
                 if not self.saver.sink.alive():
                     raise AgreementError("the node daemon is gone")
                 time.sleep(0.002)
-            return Order.NOTHING, step
         while True:
             order, done = self.lagged.rest(self._step_seconds)
             if order is not Order.NOTHING or done:

@@ -30,6 +30,10 @@ def commit_if_complete(storage: Storage, name: CheckpointName, guard: Guard) -> 
         for file, size in entry.files:
             if storage.size(name.inside(file)) != size:
                 raise CheckpointInvalid(f"{file} has {storage.size(name.inside(file))} bytes instead of {size}")
+    # A rank may have died between publishing a file and syncing its folder: what counts must not depend on it.
+    folders = {file.rpartition("/")[0] for entry in manifest.parts for file, _ in entry.files} | {"parts"}
+    for folder in sorted(folders):
+        storage.sync(name.inside(folder))
     guard()
     reach("commit.before_manifest")
     storage.write(name.manifest, manifest.to_bytes())

@@ -31,14 +31,16 @@ class Outcome:
     bytes: int
 
 
-def committed_checkpoints(storage: Storage) -> list[Committed]:
-    """All committed checkpoints whose manifest can be read, newest first."""
+def committed_checkpoints(storage: Storage, run_id: str | None = None) -> list[Committed]:
+    """All committed checkpoints (of one run) whose manifest can be read, newest first."""
     found = []
     for name in listing(storage):
         try:
-            found.append(Committed(name, Manifest.from_bytes(storage.read(name.manifest)).time))
+            manifest = Manifest.from_bytes(storage.read(name.manifest))
         except (CheckpointInvalid, OSError):
             continue  # not committed, or damaged: retention neither counts nor deletes it
+        if run_id is None or manifest.run_id == run_id:
+            found.append(Committed(name, manifest.time))
     return found
 
 
@@ -48,7 +50,8 @@ def settle(storage: Storage, name: CheckpointName, keep: Keep, guard: Guard, col
     What can't be deleted now is deleted after the next commit: the commit stands. Raises StaleIncarnation.
     """
     try:
-        prune(storage, committed_checkpoints(storage), keep, guard)
+        run_id = Manifest.from_bytes(storage.read(name.manifest)).run_id
+        prune(storage, committed_checkpoints(storage, run_id), keep, guard)
         if not collected:
             collect_garbage(storage, name.incarnation, guard)
     except OSError as error:

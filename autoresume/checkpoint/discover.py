@@ -14,8 +14,8 @@ from autoresume.checkpoint.commit import commit_if_complete
 from autoresume.checkpoint.persist import Guard
 from autoresume.errors import CheckpointInvalid
 from autoresume.format import names
-from autoresume.format.digest import digest, digest_blocks
-from autoresume.format.manifest import File, Manifest, Part
+from autoresume.format.digest import digest
+from autoresume.format.manifest import Manifest, Part
 from autoresume.format.names import CheckpointName
 from autoresume.storage.base import Storage
 
@@ -87,17 +87,6 @@ def load_part(storage: Storage, manifest: Manifest, rank: int) -> Part:
     return part
 
 
-def check_file(name: CheckpointName, file: File, content: memoryview) -> None:
-    """Compare a file's content with its digests. Raises CheckpointInvalid naming the first bad block."""
-    for block, (got, expected) in enumerate(zip(digest_blocks(content, file.block_bytes), file.digests)):
-        if got != expected:
-            begin = block * file.block_bytes
-            raise CheckpointInvalid(
-                f"{file.name} of {name} is damaged between byte {begin} and "
-                f"{min(begin + file.block_bytes, file.bytes)}: its digest differs"
-            )
-
-
 def complete_commits(storage: Storage, guard: Guard) -> list[CheckpointName]:
     """Commit what a dead incarnation had finished writing but not published. Returns what was completed."""
     completed = []
@@ -106,7 +95,7 @@ def complete_commits(storage: Storage, guard: Guard) -> list[CheckpointName]:
             try:
                 if commit_if_complete(storage, name, guard) is not None:
                     completed.append(name)
-            except CheckpointInvalid:
+            except (CheckpointInvalid, OSError):
                 continue  # it stays uncommitted, and its reason is told when it is judged
     return completed
 
@@ -114,7 +103,7 @@ def complete_commits(storage: Storage, guard: Guard) -> list[CheckpointName]:
 def set_aside(storage: Storage, judged: Judged) -> str:
     """Move a checkpoint that can't be trusted out of the way, with its reason; returns where it lies now."""
     attempt = 0
-    while storage.list(names.aside_folder(str(judged.name), attempt)):
+    while storage.size(names.aside_folder(str(judged.name), attempt)) is not None:
         attempt += 1
     folder = names.aside_folder(str(judged.name), attempt)
     storage.move(judged.name.folder, folder)

@@ -29,7 +29,7 @@ def command(run: str, keep: int, keep_every: int | None, dry_run: bool, as_json:
                 f"incarnation {record.number} is training on {record.host}, and prunes by itself (keep=...)"
             )
     # A damaged checkpoint is no successor of anything: only valid ones count.
-    valid = [one for one in committed_checkpoints(storage) if judge(storage, one.name, run_id).problem is None]
+    valid = [one for one in committed_checkpoints(storage, run_id) if judge(storage, one.name, run_id).problem is None]
     gone = superfluous(valid, Keep(keep, keep_every))
     for name in gone:
         if not dry_run:

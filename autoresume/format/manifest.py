@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from autoresume.errors import CheckpointInvalid
+from autoresume.errors import CheckpointInvalid, StateError
 from autoresume.format import names
 from autoresume.format.digest import canonical, digest
 from autoresume.format.names import FORMAT_VERSION, CheckpointName
@@ -104,15 +104,21 @@ class Part:
     @classmethod
     def from_bytes(cls, data: bytes) -> Part:
         """Raises CheckpointInvalid."""
-        value = _load(data, "part")
+        try:
+            return cls._of(_load(data, "part"))
+        except (TypeError, ValueError, StateError) as error:
+            raise CheckpointInvalid(f"a part is malformed: {error}") from error
+
+    @classmethod
+    def _of(cls, value: dict[str, Any]) -> Part:
         chunks = []
         for row in _get(value, "chunks", list):
             if not isinstance(row, list) or len(row) != 7:
                 raise CheckpointInvalid("a part's chunk is malformed")
             key, dtype, shape, offset, size, shared, begin = row
-            chunk = Chunk(
-                str(key), str(dtype), _sizes(shape), _sizes(offset), _sizes(size), bool(shared), _count(begin)
-            )
+            if type(key) is not str or type(dtype) is not str or type(shared) is not bool:
+                raise CheckpointInvalid(f"a part's chunk of tensor {key!r} is malformed")
+            chunk = Chunk(key, dtype, _sizes(shape), _sizes(offset), _sizes(size), shared, _count(begin))
             _check_chunk(chunk)
             chunks.append(chunk)
         part = cls(
@@ -183,9 +189,17 @@ class Manifest:
     def from_bytes(cls, data: bytes) -> Manifest:
         """Raises CheckpointInvalid."""
         value = _load(data, "manifest")
-        claimed = value.pop("digest", None)
-        if claimed != digest(canonical(value)):
+        try:
+            manifest = cls._of(value)
+            same = manifest.to_bytes() == data  # its digest is among them, and each manifest has one spelling
+        except (TypeError, ValueError) as error:
+            raise CheckpointInvalid(f"the manifest is malformed: {error}") from error
+        if not same:
             raise CheckpointInvalid("the manifest's digest does not match its content")
+        return manifest
+
+    @classmethod
+    def _of(cls, value: dict[str, Any]) -> Manifest:
         parts = []
         for row in _get(value, "parts", list):
             if not isinstance(row, list) or len(row) != 4:
@@ -199,7 +213,7 @@ class Manifest:
             time=_get(value, "time", float),
             parts=tuple(parts),
         )
-        if [part.rank for part in parts] != list(range(manifest.world_size)) or not parts:
+        if len(parts) != manifest.world_size or any(part.rank != rank for rank, part in enumerate(parts)) or not parts:
             raise CheckpointInvalid(f"the manifest lists {len(parts)} parts for {manifest.world_size} ranks")
         return manifest
 
@@ -227,7 +241,7 @@ def manifest_of(parts: list[tuple[Part, bytes]]) -> Manifest:
 
 def _load(data: bytes, what: str) -> dict[str, Any]:
     try:
-        value = json.loads(data)
+        value = json.loads(data, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise CheckpointInvalid(f"the {what} is not JSON: {error}") from error
     if not isinstance(value, dict):
@@ -238,6 +252,10 @@ def _load(data: bytes, what: str) -> dict[str, Any]:
         hint = "; it was written by a newer autoresume: upgrade to read it" if newer else ""
         raise CheckpointInvalid(f"the {what} has format version {version!r}, this is {FORMAT_VERSION}{hint}")
     return value
+
+
+def _no_constant(word: str) -> float:
+    raise ValueError(f"{word} is not JSON")
 
 
 def _get(value: dict[str, Any], key: str, kind: type[T]) -> T:

@@ -7,8 +7,9 @@ use "/" on every system and every storage.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
+from urllib.parse import quote
 
 from autoresume.errors import UsageError
 
@@ -23,9 +24,10 @@ ASIDE_FILES = "aside-files"
 LOGS = "logs"
 FILES = "files"
 
-_CHECKPOINT = re.compile(r"E(0|[1-9]\d*)_U(0|[1-9]\d*)_S(0|[1-9]\d*)-(\d{4,})\Z", re.ASCII)
-_INCARNATION = re.compile(r"(\d{4,})\.json\Z", re.ASCII)
-_PART = re.compile(r"rank-(\d{5,})\.json\Z", re.ASCII)
+_COUNT = r"(0|[1-9]\d{0,18})"
+_CHECKPOINT = re.compile(rf"E{_COUNT}_U{_COUNT}_S{_COUNT}-(\d{{4,18}})\Z", re.ASCII)
+_INCARNATION = re.compile(r"(\d{4,18})\.json\Z", re.ASCII)
+_PART = re.compile(r"rank-(\d{5,18})\.json\Z", re.ASCII)
 _TEMPORARY = ".tmp"
 
 
@@ -38,8 +40,8 @@ class CheckpointName:
 
     step: int
     incarnation: int
-    epoch: int = field(compare=False)
-    samples: int = field(compare=False)
+    epoch: int
+    samples: int
 
     def __post_init__(self) -> None:
         if min(self.step, self.epoch, self.samples) < 0 or self.incarnation < 1:
@@ -98,8 +100,7 @@ def shard_file(rank: int) -> str:
 
 
 def pickle_file(rank: int, name: str) -> str:
-    safe = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
-    return f"pickles/rank-{rank:05d}-{safe}.pkl"
+    return f"pickles/rank-{rank:05d}-{quote(name, safe='')}.pkl"
 
 
 def parse_part_file(file: str) -> int | None:
@@ -118,7 +119,8 @@ def heartbeat_file(number: int) -> str:
 
 def parse_incarnation_file(file: str) -> int | None:
     match = _INCARNATION.match(file)
-    return int(match.group(1)) if match and int(match.group(1)) > 0 else None
+    number = int(match.group(1)) if match else 0
+    return number if number > 0 and f"{number:04d}.json" == file else None
 
 
 def aside_folder(name: str, attempt: int) -> str:

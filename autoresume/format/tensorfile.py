@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autoresume.errors import CheckpointInvalid, StateError
+from autoresume.errors import StateError
 
 ALIGNMENT = 4096
 MAX_HEADER_BYTES = 100_000_000
@@ -96,28 +96,3 @@ def lay_out(entries: Sequence[Entry], metadata: dict[str, str]) -> Layout:
         begins=tuple(begin + value for value in offsets),
         size=begin + offset,
     )
-
-
-def parse_header(data: bytes | memoryview, file_bytes: int) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
-    """Tensors of a safetensors file from its first bytes: name -> (code, shape, begin, end), absolute offsets.
-
-    Raises CheckpointInvalid for anything that the format doesn't allow; never reads beyond `data`.
-    """
-    if len(data) < 8:
-        raise CheckpointInvalid("the tensor file is shorter than its header's length")
-    length = int.from_bytes(bytes(data[:8]), "little")
-    if length > min(MAX_HEADER_BYTES, file_bytes - 8) or length > len(data) - 8:
-        raise CheckpointInvalid(f"the tensor file's header claims {length} bytes of a file of {file_bytes}")
-    try:
-        header = json.loads(bytes(data[8 : 8 + length]))
-        found: dict[str, tuple[str, tuple[int, ...], int, int]] = {}
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            begin, end = (int(value) + 8 + length for value in entry["data_offsets"])
-            if not 8 + length <= begin <= end <= file_bytes:
-                raise ValueError(f"{name!r} lies outside of the file")
-            found[name] = (str(entry["dtype"]), tuple(int(size) for size in entry["shape"]), begin, end)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointInvalid(f"the tensor file's header is malformed: {error}") from error
-    return found

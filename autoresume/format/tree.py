@@ -30,6 +30,7 @@ Decode = Callable[[dict[str, Any]], Any]
 """The inverse: the value of an object with "$"."""
 
 TAG = "$"
+_DECIMAL_BITS = 4096
 _FACTORIES: dict[str, Any] = {"list": list, "dict": dict, "set": set, "int": int, "float": float, "str": str}
 
 
@@ -49,8 +50,13 @@ def encode(value: Any, leaf: Encode, path: str = "") -> Any:
 
 def _encode(value: Any, leaf: Encode, path: str, above: set[int]) -> Any:
     kind = type(value)
-    if value is None or kind in (bool, int, str):
+    if value is None or kind is bool:
         return value
+    if kind is int:
+        # Beyond this many bits Python refuses to write an integer in decimal digits.
+        return value if value.bit_length() <= _DECIMAL_BITS else {TAG: "int", "hex": hex(value)}
+    if kind is str:
+        return value if _is_unicode(value) else {TAG: "str", "base64": _surrogates(value)}
     if kind is float:
         return value if math.isfinite(value) else {TAG: "float", "value": repr(value)}
     tagged = leaf(path, value)
@@ -80,14 +86,19 @@ def _encode_container(value: Any, leaf: Encode, path: str, above: set[int]) -> A
         return [_encode(item, leaf, join(path, i), above) for i, item in enumerate(values)]
 
     def pairs() -> list[list[Any]]:
-        return [
-            [_encode(key, leaf, join(path, "<key>"), above), _encode(item, leaf, join(path, key), above)]
-            for key, item in value.items()
-        ]
+        # "~" stands before 0 and 1 alone in a joined key, so these paths are nobody else's.
+        found: list[list[Any]] = []
+        taken: set[str] = set()
+        for number, (key, item) in enumerate(value.items()):
+            where = join(path, key)
+            where = f"{where}~{number + 2}" if where in taken else where
+            taken.add(where)
+            found.append([_encode(key, leaf, f"{path}/~key{number}", above), _encode(item, leaf, where, above)])
+        return found
 
     if kind is list:
         return items(value)
-    if kind is dict and all(type(key) is str for key in value) and TAG not in value:
+    if kind is dict and all(type(key) is str and _is_unicode(key) for key in value) and TAG not in value:
         return {key: _encode(item, leaf, join(path, key), above) for key, item in value.items()}
     if kind is tuple:
         return {TAG: "tuple", "items": items(value)}
@@ -112,7 +123,7 @@ def decode(value: Any, leaf: Decode) -> Any:
     """The inverse of `encode`. Raises CheckpointInvalid for what `encode` never writes."""
     try:
         return _decode(value, leaf)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise CheckpointInvalid(f"the state tree is malformed: {type(error).__name__}: {error}") from error
 
 
@@ -126,11 +137,11 @@ def _decode(value: Any, leaf: Decode) -> Any:
     tag = value[TAG]
     if tag in ("tuple", "set", "frozenset"):
         kinds: dict[str, Any] = {"tuple": tuple, "set": set, "frozenset": frozenset}
-        return kinds[tag](_decode(item, leaf) for item in value["items"])
+        return kinds[tag](_decode(item, leaf) for item in _list(value["items"]))
     if tag == "deque":
-        return deque((_decode(item, leaf) for item in value["items"]), value["maxlen"])
+        return deque((_decode(item, leaf) for item in _list(value["items"])), value["maxlen"])
     if tag in ("dict", "OrderedDict", "Counter", "defaultdict"):
-        pairs = [(_decode(key, leaf), _decode(item, leaf)) for key, item in value["items"]]
+        pairs = [(_decode(key, leaf), _decode(item, leaf)) for key, item in map(_list, _list(value["items"]))]
         if tag == "Counter":
             return Counter(dict(pairs))
         if tag == "defaultdict":
@@ -147,7 +158,32 @@ def _decode(value: Any, leaf: Decode) -> Any:
     if tag == "complex":
         return complex(float.fromhex(value["real"]), float.fromhex(value["imag"]))
     if tag == "range":
-        return range(*value["items"])
+        return range(*_list(value["items"]))
+    if tag == "int":
+        return int(value["hex"], 16)
+    if tag == "str":
+        return base64.b64decode(value["base64"], validate=True).decode("utf-8", "surrogatepass")
     if tag == "path":
         return Path(value["value"])
     return leaf(value)
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is not a list")
+    return value
+
+
+def _is_unicode(text: str) -> bool:
+    """False for text with surrogates, which JSON can't tell from other characters."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _surrogates(text: str) -> str:
+    return base64.b64encode(text.encode("utf-8", "surrogatepass")).decode()

@@ -25,7 +25,10 @@ class Arena:
         self.path = path
         self.size = max(_PAGE, -(-size // _PAGE) * _PAGE)
         if path is None:
-            self.memory = mmap.mmap(-1, self.size)
+            try:
+                self.memory = mmap.mmap(-1, self.size)
+            except OSError as error:
+                raise MemoryError(f"there are no {self.size / 1e6:.1f} MB of memory") from error
         else:
             self.memory = _create(path, self.size)
         _populate(self.memory)

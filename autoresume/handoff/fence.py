@@ -11,10 +11,11 @@ sees the proposal or the daemon sees that the rank is there already (Dekker's ar
        it is confirmed or withdrawn            otherwise: fence := confirmed(S)
     3  if confirmed(n): act
 
-A rank that acts at S therefore knows that no rank has passed S without seeing the fence. The daemon
+A rank that acts at S therefore knows that no rank has passed S without seeing the fence, and says that it
+has acted; the fence is not used again before all have. The daemon
 makes the barrier for both sides (membarrier(2), which interrupts every core), so that a rank's
-boundary is two plain memory accesses. A rank that has left (finished) counts as being at infinity
-and does not hold anybody up.
+boundary is two plain memory accesses. A rank that has left its loop obeys an order for a later step where
+it stands; once all have left, nothing is proposed any more.
 """
 
 from __future__ import annotations
@@ -76,6 +77,12 @@ class _Shared:
             os.close(descriptor)
         self.words = memoryview(self._memory).cast("Q")
 
+    def all_left(self) -> bool:
+        """True when every rank of this node has left its loop."""
+        return all(
+            self.words[slot + 1] == Phase.LEFT for slot in range(_HEADER_WORDS, len(self.words), _WORDS_PER_RANK)
+        )
+
     def close(self) -> None:
         self.words.release()
         self._memory.close()
@@ -115,26 +122,32 @@ class RankFence(_Shared):
                 return Order.NOTHING
         if state is not _State.CONFIRMED:
             return Order.NOTHING
-        self._acted = step
+        self._act(step)
         return order
 
-    def at_rest(self, step: int) -> Order:
-        """For a rank that has left its loop after `step`: an order for a step that the others reach later."""
+    def at_rest(self, step: int, patience_seconds: float = 10.0) -> Order:
+        """For a rank that has left its loop after `step`: an order for a step that the others reach later.
+
+        What is proposed is waited for: after all have left, the last word holds for all of them.
+        """
+        deadline = time.monotonic() + patience_seconds
         where, order, state = _unpack(self.words[0])
+        while state is _State.PROPOSED and time.monotonic() < deadline:
+            time.sleep(0.0005)
+            where, order, state = _unpack(self.words[0])
         if state is not _State.CONFIRMED or where <= step or where == self._acted:
             return Order.NOTHING
-        self._acted = where
+        self._act(where)
         return order
+
+    def _act(self, where: int) -> None:
+        self._acted = where
+        self.words[self._slot + 2] = Order.NOTHING  # what was wished for has come
+        self.words[self._slot + 3] = where + 1  # the daemon may use the fence again when all have said so
 
     def target(self) -> int:
         """The step that the fence names."""
         return _unpack(self.words[0])[0]
-
-    def all_left(self) -> bool:
-        """True when every rank of this node has left its loop."""
-        return all(
-            self.words[slot + 1] == Phase.LEFT for slot in range(_HEADER_WORDS, len(self.words), _WORDS_PER_RANK)
-        )
 
     def daemon_beat(self) -> float:
         """Monotonic seconds of the daemon's last heartbeat."""
@@ -173,20 +186,26 @@ class DaemonFence(_Shared):
         for rank in range(self.ranks):
             self.words[_HEADER_WORDS + _WORDS_PER_RANK * rank + 2] = 0
 
+    def settled(self) -> bool:
+        """False while a rank has yet to obey the order that stands."""
+        where, _, state = _unpack(self.words[0])
+        acted = (self.words[_HEADER_WORDS + _WORDS_PER_RANK * rank + 3] for rank in range(self.ranks))
+        return state is not _State.CONFIRMED or all(step > where for step in acted)
+
     def propose(self, ahead: int, order: Order) -> int | None:
         """Fix `order` for a step `ahead` (>= 1) of every rank; that step, or None if a rank was faster.
 
-        Every rank must have reached its first boundary, or left. Refused proposals are withdrawn.
+        Every rank must have reached its first boundary, or left, and have obeyed the last order. Refused
+        proposals are withdrawn.
         """
-        training = [step for step, phase in zip(self.steps(), self.phases()) if phase is not Phase.LEFT]
-        if not training or any(step is None for step in training):
+        steps = [step for step in self.steps() if step is not None]
+        if len(steps) < self.ranks or not self.settled():
             return None
-        target = max(step for step in training if step is not None) + ahead
+        target = max(steps) + ahead
         self.words[0] = _pack(target, order, _State.PROPOSED)
         barrier()
-        now = zip(self.steps(), self.phases())
-        if any(step is not None and phase is not Phase.LEFT and step >= target for step, phase in now):
-            # Somebody got there before it could be confirmed, and may not have seen the proposal.
+        if any(step is not None and step >= target for step in self.steps()) or self.all_left():
+            # Somebody got there before it could be confirmed, and may not have seen the proposal; or nobody will.
             self.words[0] = 0
             return None
         self.words[0] = _pack(target, order, _State.CONFIRMED)

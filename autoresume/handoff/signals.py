@@ -30,6 +30,7 @@ class SignalTrap:
         self.count = 0
         self._owner = os.getpid()
         self._before: dict[signal.Signals, object] = {}
+        self._inside = False
 
     def install(self) -> None:
         """Put our handlers on, chaining whatever is there now. Calling it again puts ours on last again.
@@ -57,14 +58,18 @@ class SignalTrap:
         self.first, self.count = None, 0
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._owner:
-            return
+        if os.getpid() != self._owner or self._inside:
+            return  # a forked child's; or the handler that we chain to chains to us
         self.count += 1
         if self.first is None:
             self.first, self.since = signal.Signals(number), time.monotonic()
         before = self._before.get(signal.Signals(number))
         if callable(before) and before is not signal.default_int_handler:
-            before(number, frame)
+            self._inside = True
+            try:
+                before(number, frame)
+            finally:
+                self._inside = False
 
 
 def when_parent_dies(number: signal.Signals) -> None:

@@ -63,7 +63,7 @@ class Custodian:
 
     def _handle(self, message_name: str, message: dict[str, Any]) -> None:
         began = time.monotonic()
-        checkpoint, problem, committed, size = str(message["checkpoint"]), None, False, 0
+        checkpoint, problem, committed, size = str(message.get("checkpoint")), None, False, 0
         try:
             name = CheckpointName.parse(checkpoint)
             assert name is not None
@@ -84,19 +84,17 @@ class Custodian:
                 arena.close()
         except (AutoresumeError, OSError) as error:
             problem = f"{type(error).__name__}: {error}"
-            log.warning("checkpoint %s, rank %s: %s", checkpoint, message.get("rank"), problem)
-        except (
-            Exception
-        ) as error:  # the thread's boundary: a message that can't be handled must not be handled for ever
+            log.warning("%s: %s", message_name, problem)
+        except Exception as error:  # the thread's boundary: nothing may be tried for ever
             problem = f"{type(error).__name__}: {error}"
-            log.exception("checkpoint %s, rank %s", checkpoint, message.get("rank"))
-        self._tell(Outcome(checkpoint, committed, problem, time.monotonic() - began, size), message)
-        for _, blob in message["attachments"].values():
+            log.exception("%s can't be handled", message_name)
+        self._tell(Outcome(checkpoint, committed, problem, time.monotonic() - began, size), message_name)
+        for _, blob in dict(message.get("attachments") or {}).values():
             (self._mailbox.folder / Path(blob).name).unlink(missing_ok=True)
         self._mailbox.remove(message_name)
 
-    def _tell(self, outcome: Outcome, message: dict[str, Any]) -> None:
-        name = f"outcome-{outcome.checkpoint}-{message['rank']:05d}"
+    def _tell(self, outcome: Outcome, message_name: str) -> None:
+        name = message_name.replace("sealed-", "outcome-", 1)
         self._mailbox.send(name, asdict(outcome))
         self._told.append(name)
         while len(self._told) > 64:

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from autoresume.checkpoint import incarnation
-from autoresume.errors import EXIT_FINISHED, EXIT_INTERRUPTED, EXIT_NO_STEP, AutoresumeError
-from autoresume.handoff.fence import DaemonFence, Order, Phase
+from autoresume.checkpoint.retain import Keep
+from autoresume.errors import EXIT_FINISHED, EXIT_INTERRUPTED, EXIT_NO_STEP, AutoresumeError, UsageError
+from autoresume.handoff.fence import DaemonFence, Order
 from autoresume.handoff.mailbox import NODE_FOLDER_VARIABLE, Mailbox, memory_root
 from autoresume.handoff.signals import SignalTrap
 from autoresume.node import policy, processes
@@ -85,7 +86,10 @@ class NodeDaemon:
         pid, started = incarnation.this_process()
         self.mailbox.send("daemon", {"pid": pid, "started": started})
         try:
-            self.child = processes.spawn(self.command, {**self.environment, NODE_FOLDER_VARIABLE: str(folder)})
+            try:
+                self.child = processes.spawn(self.command, {**self.environment, NODE_FOLDER_VARIABLE: str(folder)})
+            except OSError as error:
+                raise UsageError(f"{self.command[0]!r} can't be started: {error.strerror or error}") from error
             while not self.state.over:
                 self._turn(stop, user)
                 time.sleep(_TURN_SECONDS)
@@ -116,16 +120,18 @@ class NodeDaemon:
         wish = self.fence.wishes()
         if wish:
             self.fence.forget_wishes()
-            if wish is Order.SAVE:
-                self._happened(policy.Wished())
-            else:
+            if wish is Order.STOP and not self._falls_apart():
                 self._stop("a signal to stop reached a rank")
+            elif wish is Order.SAVE and self.fence.settled():
+                self._happened(policy.Wished())  # else it is being taken: a rank wishes until it has it
         self._stepped = self._stepped or not self._idle()
         self._happened(policy.Tick(ready=self._ready(), idle=self._idle()))
         processes.reap(self.child.pid if self.child else None)
         code = self.child.poll() if self.child else 0
         if code is not None:
-            self._happened(policy.LauncherExited(code if code >= 0 else 128 - code, self._finished()))
+            code = code if code >= 0 else 128 - code
+            finished, interrupted = self._all_said("finished"), self._all_said("interrupted")
+            self._happened(policy.LauncherExited(code, finished, interrupted))
 
     def _stop(self, why: str) -> None:
         if not self.state.interrupted:
@@ -149,18 +155,18 @@ class NodeDaemon:
                 elif self.life is not None:
                     processes.kill(self.life.ranks.values())  # the launcher's new ranks, if any, are spared
 
-    def _finished(self) -> bool:
-        byes = [self.mailbox.receive(name) or {} for name in self.mailbox.names("bye-")]
-        return (
-            self.life is not None
-            and len(byes) == len(self.life.ranks)
-            and all(b.get("how") == "finished" for b in byes)
-        )
+    def _byes(self) -> list[str]:
+        return [str((self.mailbox.receive(name) or {}).get("how")) for name in self.mailbox.names("bye-")]
+
+    def _all_said(self, how: str) -> bool:
+        return self.life is not None and self._byes() == [how] * len(self.life.ranks)
+
+    def _falls_apart(self) -> bool:
+        """A rank has failed, or is gone: torchrun now sends SIGTERM to the others, which is no preemption."""
+        return self.life is not None and (bool(self.life.died) or "failed" in self._byes())
 
     def _ready(self) -> bool:
-        return self.life is not None and all(
-            step is not None or phase is Phase.LEFT for step, phase in zip(self.fence.steps(), self.fence.phases())
-        )
+        return self.life is not None and None not in self.fence.steps() and self.fence.settled()
 
     def _idle(self) -> bool:
         return all(step is None for step in self.fence.steps())
@@ -188,7 +194,7 @@ class NodeDaemon:
         self.fence.reset()
         self._taken = pids
         first = hellos[min(hellos)]
-        self.custodian.keep = incarnation_keep(first["keep"])
+        self.custodian.keep = keep_of(first["keep"])
         self.life = _Life(
             Path(first["run_folder"]),
             int(first["incarnation"]),
@@ -244,9 +250,7 @@ class NodeDaemon:
             log.warning("how incarnation %d ended could not be written down: %s", life.number, error)
 
 
-def incarnation_keep(value: Sequence[Any]) -> Any:
-    from autoresume.checkpoint.retain import Keep
-
+def keep_of(value: Sequence[Any]) -> Keep:
     return Keep(int(value[0]), value[1], value[2])
 
 
@@ -263,12 +267,11 @@ def adopt(root: Path) -> None:
             if mailbox.names("sealed-"):
                 log.info("a node daemon was killed here; persisting the snapshots that it left")
                 custodian = Custodian(mailbox, 1)
+                for name in mailbox.names("hello-"):
+                    custodian.keep = keep_of((mailbox.receive(name) or {})["keep"])
                 custodian.drain()
                 custodian.close()
         except (OSError, ValueError, KeyError) as error:
             log.warning("what a killed daemon left in %s can't be read: %s", folder, error)
         with contextlib.suppress(OSError):
             shutil.rmtree(folder)
-
-
-__all__ = ["NodeDaemon", "Order", "adopt"]

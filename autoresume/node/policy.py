@@ -7,7 +7,7 @@ are monotonic seconds.
     Signalled                a stop is wanted, and there is a deadline from now on; later signals change nothing.
                              A signal that reached a rank alone is told by its wish to stop, and is the same event
     Wished                   a save is wanted
-    Tick(ready, idle)        a wanted order is proposed to the ranks (ready: all stand at a boundary or beyond;
+    Tick(ready, idle)        a wanted order is proposed to the ranks (ready: all have trained, none owes obedience;
                              idle: none of them has reached its first one: nothing is lost by killing them)
     Proposed(target)         accepted: nothing more is wanted; refused (None): proposed again, further ahead
     RankDied                 the others can't go on: they are killed after a patience, so that the launcher can
@@ -87,8 +87,9 @@ class Greeted:
 @dataclass(frozen=True)
 class LauncherExited:
     code: int
-    finished: bool
-    """Every rank said that the run is finished."""
+    finished: bool = False
+    interrupted: bool = False
+    """What every rank said of its end; the launcher's exit code does not tell."""
 
 
 Event = Signalled | Wished | Tick | Proposed | RankDied | LifeOver | Greeted | LauncherExited
@@ -123,9 +124,10 @@ def step(state: State, event: Event, now: float) -> tuple[State, list[Action]]:
         reserve = max(RESERVE_LEAST_SECONDS, RESERVE_FRACTION * event.grace_seconds)
         kill_at = max(now, min(deadline - reserve, state.kill_at or deadline))
         why = event.why
-        return replace(state, wanted=Order.STOP, deadline=deadline, kill_at=kill_at, why=why), []
+        return replace(state, wanted=Order.STOP, deadline=deadline, kill_at=kill_at, why=why, killed=False), []
     if isinstance(event, Wished):
-        return replace(state, wanted=max(state.wanted, Order.SAVE)), []
+        # A stop saves anyway, and nothing may take its place in the fence.
+        return (state if state.interrupted else replace(state, wanted=Order.SAVE)), []
     if isinstance(event, Proposed):
         if event.target is None:
             return replace(state, ahead=min(MOST_AHEAD, state.ahead * 2)), []
@@ -140,7 +142,8 @@ def step(state: State, event: Event, now: float) -> tuple[State, list[Action]]:
             return replace(state, wanted=Order.STOP, ahead=1, killed=False), []
         return State(), []
     if isinstance(event, LauncherExited):
-        code = EXIT_INTERRUPTED if state.interrupted and not event.finished else event.code
+        interrupted = event.interrupted or (state.interrupted and not event.finished)
+        code = EXIT_INTERRUPTED if interrupted else event.code
         return replace(state, over=True, exit_code=code), [Action(Kind.DRAIN)]
     return _tick(state, event, now)
 

@@ -28,7 +28,7 @@ class Storage(Protocol):
         """Publish a file atomically, replacing what was there. Durable when it returns, its name too."""
 
     def sync(self, name: str) -> None:
-        """Make what somebody appended to a file durable; nothing happens when there is none."""
+        """Make what was appended to a file, or published in a folder, durable. There need be none."""
 
     def link(self, name: str, new: str) -> None:
         """Make `new` the same file as `name`, replacing what was there. Atomic, and durable when it returns.

@@ -35,6 +35,8 @@ class LocalStorage:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)
+        self._durable: set[Path] = set()
+        """Folders whose names this process has made durable, whoever made them."""
 
     def __repr__(self) -> str:
         return f"LocalStorage({str(self.root)!r})"
@@ -76,12 +78,16 @@ class LocalStorage:
         path = self.path(name)
         temp = self._write_temporary(path, data)
         reach("storage.write.before_rename")
-        os.rename(temp, path)
+        _rename(temp, path)
         reach("storage.write.before_folder_sync")
         self._sync_folder(path.parent)
 
     def sync(self, name: str) -> None:
         path = self.path(name)
+        if path.is_dir():
+            self._sync_folder(path)
+            self._make_folder(path)
+            return
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -103,7 +109,7 @@ class LocalStorage:
                 raise
             with open(source, "rb") as file, self._temporary_file(temp) as copy:
                 shutil.copyfileobj(file, copy, _DIRECT_BLOCK)
-        os.rename(temp, target)
+        _rename(temp, target)
         temp.unlink(missing_ok=True)  # renaming a file to another name of itself leaves both
         self._sync_folder(target.parent)
 
@@ -115,7 +121,7 @@ class LocalStorage:
         temp = Path(temporary(str(path), f"{os.getpid():x}-{secrets.token_hex(4)}"))
         with self._temporary_file(temp) as file:
             yield file
-        os.rename(temp, path)
+        _rename(temp, path)
         self._sync_folder(path.parent)
 
     @contextlib.contextmanager
@@ -216,13 +222,17 @@ class LocalStorage:
         return True
 
     def _make_folder(self, folder: Path) -> None:
-        missing = []
-        while not folder.is_dir():
-            missing.append(folder)
-            folder = folder.parent
-        for path in reversed(missing):
-            path.mkdir(exist_ok=True)
-            self._sync_folder(path.parent)
+        """Make a folder and those above it. Their names are durable when it returns, also where another process
+        made them, which may have died before it synced them."""
+        if folder in self._durable and folder.is_dir():
+            return
+        if folder != self.root and self.root in folder.parents:
+            self._make_folder(folder.parent)
+        elif not folder.parent.is_dir():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
+        self._sync_folder(folder.parent)
+        self._durable.add(folder)
 
     def _sync_file(self, descriptor: int, path: Path) -> None:
         os.fsync(descriptor)
@@ -237,6 +247,15 @@ class LocalStorage:
                 raise
         finally:
             os.close(descriptor)
+
+
+def _rename(temp: Path, path: Path) -> None:
+    """Publish `temp`; it is removed where that fails."""
+    try:
+        os.rename(temp, path)
+    except OSError:
+        temp.unlink(missing_ok=True)
+        raise
 
 
 def _remove_tree(path: Path) -> None:
@@ -266,8 +285,7 @@ def _write_direct(path: Path, descriptor: int, view: memoryview) -> bool:
             return False
         raise
     # The kernel wants aligned memory; a view of a mapped arena is aligned, anything else is bounced.
-    bounce = mmap.mmap(-1, _DIRECT_BLOCK)
-    window = memoryview(bounce)
+    window = memoryview(mmap.mmap(-1, _DIRECT_BLOCK))
     try:
         aligned = _address(view) % _DIRECT_ALIGNMENT == 0
         whole = len(view) - len(view) % _DIRECT_ALIGNMENT
@@ -298,8 +316,6 @@ def _write_direct(path: Path, descriptor: int, view: memoryview) -> bool:
             tail, offset = tail[count:], offset + count
         return True
     finally:
-        window.release()
-        bounce.close()
         os.close(direct)
 
 

@@ -211,7 +211,7 @@ class _RunIterator:
         """The epoch is over, if anybody trained in it, or if there was nothing left of it to train on."""
         owner = self.owner
         mine = owner._active is self and self.stepped
-        nothing_left = owner.epoch == self.epoch and owner.position >= owner.order.epoch_samples
+        nothing_left = owner.epoch == self.epoch and owner.order.over(owner.position)
         if not self.exhausted and (mine or nothing_left):
             owner.epoch, owner.position = self.epoch + 1, 0
         if owner._active is self:

@@ -63,7 +63,11 @@ class GlobalOrder:
 
     def after(self, position: int) -> int:
         """The position after the batch that begins at `position`."""
-        return min(position + self.global_batch, self.epoch_samples)
+        return min(position + self.global_batch, self.samples)
+
+    def over(self, position: int) -> bool:
+        """Whether no batch begins at `position`. After another number of ranks it need not be a multiple of ours."""
+        return position + (self.global_batch if self.drop_last else 1) > self.samples
 
     def order(self, epoch: int) -> torch.Tensor:
         """Dataset indices of a whole epoch, shape (samples,), int64."""
@@ -78,7 +82,7 @@ class GlobalOrder:
 
     def _batches(self, epoch: int, position: int) -> Iterator[list[Sample]]:
         order = self.order(epoch)
-        while position < self.epoch_samples:
+        while not self.over(position):
             end = self.after(position)
             each = -(-(end - position) // self.world_size)
             first = position + self.rank * each

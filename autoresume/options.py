@@ -7,6 +7,7 @@ or misspelt one is an error that names the nearest.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 import signal
@@ -22,17 +23,12 @@ from autoresume.handoff.signals import parse_signals
 DEFAULT_FILE = "autoresume.yaml"
 _INTERNAL = {"CONFIG", "NODE_FOLDER", "MEMORY", "FAILPOINT"}
 _UNITS = {
-    "s": 1,
-    "sec": 1,
-    "second": 1,
-    "m": 60,
-    "min": 60,
-    "minute": 60,
-    "h": 3600,
-    "hour": 3600,
-    "d": 86400,
-    "day": 86400,
+    **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), 1),
+    **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), 60),
+    **dict.fromkeys(("h", "hour", "hours"), 3600),
+    **dict.fromkeys(("d", "day", "days"), 86400),
 }
+_OPTIONAL = {"run_dir", "keep_every", "seed", "backend"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +60,7 @@ class Options:
         parse_signals(self.signals)
         if self.keep < 1:
             raise UsageError(f"keep={self.keep}: at least 1 checkpoint is kept, since the run goes on from it")
-        if self.grace <= 0:
+        if not 0 < self.grace < math.inf:
             raise UsageError(f"grace={self.grace}: give the seconds between a signal and the kill")
         if self.backend not in (None, "auto", "gloo", "nccl"):
             raise UsageError(f"backend={self.backend!r}: give 'auto', 'gloo' or 'nccl'")
@@ -96,9 +92,8 @@ def _interval(name: str, value: str | int | None, allow_auto: bool) -> tuple[int
         return None, 0.0
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(value).lower())
     if match:
-        number, word = float(match.group(1)), match.group(2)
-        unit = word if len(word) <= 1 else word.rstrip("s")
-        if unit in ("", "step") and number >= 1 and number == int(number):
+        number, unit = float(match.group(1)), match.group(2)
+        if unit in ("", "step", "steps") and number >= 1 and number == int(number):
             return int(number), None
         if unit in _UNITS and number > 0:
             return None, number * _UNITS[unit]
@@ -153,6 +148,8 @@ def _convert(name: str, value: Any, source: str) -> Any:
             words = value.replace(",", " ").split() if isinstance(value, str) else value
             return tuple(str(word) for word in (words or ()))
         if value is None:
+            if name not in _OPTIONAL:
+                raise ValueError
             return None
         if name in ("keep", "seed"):
             if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
@@ -165,5 +162,5 @@ def _convert(name: str, value: Any, source: str) -> Any:
         if not isinstance(value, (str, os.PathLike)):
             raise ValueError
         return os.fspath(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UsageError(f"{name}={value!r} in {source} can't be read as that option") from None

@@ -57,9 +57,26 @@ class Incarnation:
             value = json.loads(data)
             value.pop("format_version")
             value["processes"] = [(int(pid), float(started)) for pid, started in value["processes"]]
-            return cls(**value)
+            record = cls(**value)
+            for name, kind in _KINDS.items():
+                if not isinstance(getattr(record, name), kind):
+                    raise TypeError(f"{name} is {getattr(record, name)!r}")
+            return record
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointInvalid(f"an incarnation's record is malformed: {error}") from error
+
+
+_KINDS: dict[str, Any] = {
+    "number": int,
+    "world_size": int,
+    "run_id": str,
+    "host": str,
+    "boot": str,
+    "command": list,
+    "job": dict,
+    "began": dict,
+    "ended": (dict, type(None)),
+}
 
 
 def this_process() -> tuple[int, float]:

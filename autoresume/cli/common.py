@@ -40,7 +40,7 @@ def pick(storage: LocalStorage, text: str) -> CheckpointName:
     there = listing(storage)
     found = [name for name in there if str(name) == text or str(name.step) == text.removeprefix("U")]
     if text == "latest":
-        found = there
+        found = [name for name in there if storage.size(name.manifest) is not None] or there
     if not found:
         known = ", ".join(str(name) for name in there[:8]) or "none"
         raise UsageError(f"there is no checkpoint {text!r} in {storage.root}; there are: {known}")

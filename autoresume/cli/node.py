@@ -22,7 +22,7 @@ def say(prefix: str) -> None:
     logger.propagate = False
 
 
-@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.command(context_settings={"allow_interspersed_args": False})
 @click.option("--ranks", default=1, show_default=True, help="Ranks that COMMAND starts on this node.")
 @click.option("--grace", default=30.0, show_default=True, help="Seconds between a stop signal and the kill.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)

@@ -27,7 +27,7 @@ log = logging.getLogger("autoresume")
 _POLL_SECONDS = 0.05
 
 
-@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.command(context_settings={"allow_interspersed_args": False})
 @click.option(
     "--nproc", default=1, show_default=True, help="Ranks on this machine; more than one are started by torchrun."
 )

@@ -46,9 +46,12 @@ class Chunk:
 
     @property
     def name(self) -> str:
-        """Its name in the safetensors file: the key, and the box where it isn't the whole tensor."""
+        """Its name in the safetensors file: the key, and the box where it isn't the whole tensor.
+
+        A key that could be taken for one with a box gets the box "[:]".
+        """
         if self.size == self.shape:
-            return self.key
+            return f"{self.key}[:]" if self.key.endswith("]") else self.key
         box = ",".join(f"{o}:{o + s}" for o, s in zip(self.offset, self.size))
         return f"{self.key}[{box}]"
 

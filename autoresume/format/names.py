@@ -24,7 +24,7 @@ ASIDE_FILES = "aside-files"
 LOGS = "logs"
 FILES = "files"
 
-_COUNT = r"(0|[1-9]\d{0,18})"
+_COUNT = r"(0|[1-9]\d{0,17})"
 _CHECKPOINT = re.compile(rf"E{_COUNT}_U{_COUNT}_S{_COUNT}-(\d{{4,18}})\Z", re.ASCII)
 _INCARNATION = re.compile(r"(\d{4,18})\.json\Z", re.ASCII)
 _PART = re.compile(r"rank-(\d{5,18})\.json\Z", re.ASCII)
@@ -44,8 +44,9 @@ class CheckpointName:
     samples: int
 
     def __post_init__(self) -> None:
-        if min(self.step, self.epoch, self.samples) < 0 or self.incarnation < 1:
-            raise UsageError(f"no checkpoint can be named {self!r}: a count is negative")
+        counts = (self.step, self.epoch, self.samples, self.incarnation)
+        if min(counts) < 0 or max(counts) >= 10**18 or self.incarnation < 1:
+            raise UsageError(f"no checkpoint can be named {self!r}: a count is negative, or has more than 18 digits")
 
     def __str__(self) -> str:
         return f"E{self.epoch}_U{self.step}_S{self.samples}-{self.incarnation:04d}"

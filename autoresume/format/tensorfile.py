@@ -80,6 +80,10 @@ def lay_out(entries: Sequence[Entry], metadata: dict[str, str]) -> Layout:
     for entry in ordered:
         if entry.name in header:
             raise StateError(f"two tensors are called {entry.name!r}; names of tracked state must be unique")
+        try:
+            entry.name.encode()
+        except UnicodeEncodeError:
+            raise StateError(f"tensor {entry.name!r} has a name that is no text: it holds lone surrogates") from None
         code = _KNOWN[entry.dtype][0]
         shape = [*entry.shape, 2] if entry.dtype in _PAIRS else list(entry.shape)
         offsets.append(offset)

@@ -18,7 +18,8 @@ from typing import IO, Any
 from autoresume.loggers.base import Record, Value
 
 _VISIBLE_SECONDS = 1.0
-_WORDS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+_NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+"""Written as {"float": "nan"}: JSON has no word for them, and a text may be called nan."""
 
 
 class Journal:
@@ -58,8 +59,8 @@ class Journal:
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "a", encoding="utf-8")
-        words = {name: repr(v) if isinstance(v, float) and not math.isfinite(v) else v for name, v in plain.items()}
-        self._file.write(json.dumps({"step": step, "time": record.time, "values": words}, separators=(",", ":")) + "\n")
+        written = {"step": step, "time": record.time, "values": {k: _written(v) for k, v in plain.items()}}
+        self._file.write(json.dumps(written, separators=(",", ":")) + "\n")
         if record.time - self._flushed > _VISIBLE_SECONDS:
             self._flushed = record.time
             self._file.flush()
@@ -96,15 +97,22 @@ def _parse(line: bytes) -> Record | None:
         return None
     try:
         value = json.loads(line)
-        values = {k: _WORDS.get(v, v) if isinstance(v, str) else v for k, v in value["values"].items()}
+        values = {k: _NOT_FINITE[v["float"]] if isinstance(v, dict) else v for k, v in value["values"].items()}
         return Record(int(value["step"]), float(value["time"]), values)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 
+def _written(value: Value) -> Any:
+    return {"float": repr(value)} if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _plain(name: str, value: Any) -> Value:
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
+    if value is None or type(value) in (bool, int, float, str):
+        return value  # type: ignore[no-any-return]
+    for kind in (int, float, str):
+        if isinstance(value, kind):  # numpy's float64 is a float, and an enum may be a number: the plain value counts
+            return kind(value)
     item = getattr(value, "item", None)
     if callable(item) and getattr(value, "size", 1) != 0:
         try:

@@ -29,7 +29,8 @@ RANK_DEATH_PATIENCE_SECONDS = 3.0
 RESERVE_FRACTION = 0.2
 """Of the grace time: kept for persisting what is sealed after the ranks are killed."""
 RESERVE_LEAST_SECONDS = 2.0
-MOST_AHEAD = 64
+MOST_AHEAD = 1 << 20
+"""Steps: a loop of nothing but steps does a thousand while the memory barrier lasts."""
 
 
 class Kind(enum.Enum):

@@ -11,6 +11,7 @@ import ctypes
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterable, Mapping, Sequence
 
 import psutil
@@ -37,8 +38,9 @@ def spawn(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.
 
 
 def descendants() -> list[psutil.Process]:
+    """What lives below us."""
     try:
-        return psutil.Process().children(recursive=True)
+        return [process for process in psutil.Process().children(recursive=True) if _lives(process)]
     except psutil.Error:
         return []
 
@@ -54,17 +56,17 @@ def kill(these: Iterable[tuple[int, float]]) -> None:
                         one.kill()
 
 
-def kill_tree() -> None:
-    """SIGKILL everything below us, again until nothing new appears."""
-    for _ in range(10):
-        found = [process for process in descendants() if _lives(process)]
-        if not found:
-            return
+def kill_tree(patience_seconds: float = 10.0) -> None:
+    """SIGKILL everything below us, again until nothing is left alive. Nothing is reaped: how our own children
+    ended stays theirs to tell."""
+    deadline = time.monotonic() + patience_seconds
+    while found := descendants():
         for process in found:
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        psutil.wait_procs(found, timeout=1.0)
-        reap()
+        if time.monotonic() > deadline:
+            return  # in an uninterruptible sleep, on a file system that is gone: the kernel ends it when it can
+        time.sleep(0.005)
 
 
 def reap(sparing: int | None = None) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from autoresume.errors import StateError
 from autoresume.format.manifest import Chunk
 from autoresume.format.tensorfile import Entry, Layout, item_bytes, lay_out
 from autoresume.training.state import Leaf
@@ -43,7 +44,9 @@ class Plan:
 
 def signature(leaves: Sequence[Leaf]) -> tuple[Any, ...]:
     """Equal for two captures that have the same layout."""
-    return tuple((leaf.key, leaf.dtype, leaf.shape, leaf.offset, leaf.tensor.shape, leaf.split) for leaf in leaves)
+    return tuple(
+        (leaf.key, leaf.dtype, leaf.shape, leaf.offset, leaf.tensor.shape, leaf.split, leaf.shared) for leaf in leaves
+    )
 
 
 def shares(sizes: Sequence[int], rows: Sequence[int], rank: int, world_size: int) -> list[tuple[int, int]]:
@@ -56,6 +59,8 @@ def shares(sizes: Sequence[int], rows: Sequence[int], rank: int, world_size: int
     for size, count in zip(sizes, rows):
 
         def cut(which: int, begin: int = begin, size: int = size, count: int = count) -> int:
+            if not size:
+                return 0 if which <= 0 else count
             position = total * which // world_size - begin
             return min(max(0, (position * count + size // 2) // size), count)
 
@@ -87,6 +92,8 @@ def make_plan(leaves: Sequence[Leaf], rank: int, world_size: int, metadata: dict
         else:
             rows = None
         chunk = Chunk(leaf.key, leaf.dtype, leaf.shape, offset, size, leaf.shared, 0)
+        if chunk.name in chunks:
+            raise StateError(f"two tensors are called {leaf.key!r}; names of tracked state must be unique")
         chunks[chunk.name] = (chunk, index, rows)
     layout = lay_out([Entry(name, chunk.dtype, chunk.size) for name, (chunk, _, _) in chunks.items()], metadata)
     placed, copies = [], []

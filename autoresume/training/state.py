@@ -215,6 +215,8 @@ class _Walker:
     def leaf(self, key: str, value: Any) -> dict[str, Any] | None:
         if isinstance(value, torch.Tensor):
             return {tree.TAG: "tensor", "key": self._tensor(key, value)}
+        if isinstance(value, np.ndarray) and type(value) is not np.ndarray:
+            raise StateError(f"array {key!r} is a {type(value).__qualname__}, and would come back as a plain array")
         if isinstance(value, np.ndarray):
             return {tree.TAG: "ndarray", "key": self._tensor(key, _from_numpy(key, value))}
         if isinstance(value, np.generic):
@@ -230,6 +232,8 @@ class _Walker:
         return None
 
     def _tensor(self, key: str, value: torch.Tensor) -> str:
+        if value.is_nested:
+            raise StateError(f"tensor {key!r} is a nested tensor; only dense tensors can be stored")
         value = value.detach()
         local, shape, offset, ours = _box(key, value)
         if local.is_meta:
@@ -259,7 +263,7 @@ def _from_numpy(key: str, array: np.ndarray[Any, Any]) -> torch.Tensor:
     try:
         writable = array if array.flags.writeable else array.copy()
         return torch.from_numpy(np.ascontiguousarray(writable).reshape(array.shape))
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise StateError(f"array {key!r} of dtype {array.dtype} can't be stored: {error}") from None
 
 

@@ -7,6 +7,7 @@ generators) is restored last, so that nothing that restoring does shows in it.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -313,18 +314,19 @@ class Run:
         """
         ours = self._positioned(loader)
         self.restore()
-        last = ours.epoch + 1 if epochs is None else epochs
-        while ours.epoch < last:
+        while True:
+            ours.advance()
             self._epoch = epoch = ours.epoch
-            for turn, batch in enumerate(ours, start=1):
+            if epochs is not None and epoch >= epochs:
+                return
+            for turn, batch in enumerate(ours.drive(), start=1):
                 yield batch
                 if turn % accumulate == 0:
                     self.step()
-            if ours.epoch == epoch:
-                ours.epoch += 1  # an epoch in which no boundary came: shorter than `accumulate`
-        self._epoch = ours.epoch
+            if epochs is None:
+                return
 
-    def _positioned(self, loader: Any) -> Any:
+    def _positioned(self, loader: Any) -> Positioned:
         if isinstance(loader, (RunLoader, StatefulRunLoader)):
             return loader
         for known in self._loaders.values():
@@ -526,7 +528,12 @@ class Run:
         if self._journal is not None:
             self._journal.close()
         self.session.end(how, self.step_count, why)
-        if how != "finished":
+        if how == "finished":
+            # The script may go on with other loaders; whatever workers are left at its end, it must not wait for.
+            for loader in self._loaders.values():
+                loader.end()
+            atexit.register(end_workers, [])
+        else:
             end_workers(self._loaders.values())
         if _current is self:
             _current = None

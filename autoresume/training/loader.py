@@ -32,11 +32,21 @@ IGNORED_IN_WORKERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIG
 
 
 class Positioned(Protocol):
-    """What `Run` needs of a loader."""
+    """What `Run` needs of a loader.
+
+    A pass that came to its end moves the position to the next epoch only when the next pass begins: a
+    checkpoint in between belongs to the epoch that was trained.
+    """
 
     epoch: int
 
     def reseed(self, seed: int) -> None: ...
+
+    def advance(self) -> None:
+        """Before a pass of `run.batches`: go to the next epoch if the last pass came to its end."""
+
+    def drive(self) -> Iterator[Any]:
+        """The pass of `run.batches`, from the position."""
 
     def commit(self) -> int:
         """A step boundary: what was handed out is consumed. Returns the samples consumed since the last one."""
@@ -94,8 +104,11 @@ class _SeededDataset(Dataset[Any]):
 class RunLoader:
     """`run.loader(...)`: torch's DataLoader over a map-style dataset, with a position.
 
-    Iterating begins at the position, and goes on to the next epoch after the last batch.
-    `fetched_ahead` is how many batches the loop holds at a step boundary without having trained on them.
+    `run.batches` iterates from the position. Once it has, iterating the loader directly is a look at the
+    current epoch from its beginning, which moves nothing. In a loop of one's own, which never uses
+    `run.batches`, iterating begins at the position; iterators that are dropped before a step boundary, or
+    come to their end without one (an evaluation), move nothing either. `fetched_ahead` is how many
+    batches the loop holds at a boundary without having trained on them.
     """
 
     def __init__(
@@ -112,8 +125,10 @@ class RunLoader:
         self.epoch = 0
         self.position = 0
         self.fetched_ahead = fetched_ahead
+        self.driven = False
+        self._over = False
         self._before_first = before_first
-        self._active: _RunIterator | None = None
+        self._active: weakref.ref[_RunIterator] | None = None
         self._iterators: weakref.WeakSet[_RunIterator] = weakref.WeakSet()
         self._generator = torch.Generator()  # a private one: iter() draws the workers' base seed from it
         self._generator.manual_seed(seed)
@@ -139,13 +154,28 @@ class RunLoader:
         """Batches of a whole epoch, for each rank."""
         return len(self.order)
 
+    def advance(self) -> None:
+        if self._over:
+            self.epoch, self.position, self._over, self._active = self.epoch + 1, 0, False, None
+
+    def drive(self) -> Iterator[Any]:
+        self.driven = True
+        return self._iterator(self.position, tracked=True)
+
     def __iter__(self) -> Iterator[Any]:
-        made = _RunIterator(self, self.epoch, self.position)
+        if self.driven:
+            return self._iterator(0, tracked=False)
+        self.advance()
+        return self._iterator(self.position, tracked=True)
+
+    def _iterator(self, position: int, tracked: bool) -> _RunIterator:
+        made = _RunIterator(self, self.epoch, position, tracked)
         self._iterators.add(made)
         return made
 
     def commit(self) -> int:
-        active = self._active
+        # A loop holds its iterator; one that was dropped (a look, an evaluation that stopped early) is gone.
+        active = self._active() if self._active is not None else None
         if active is None:
             return 0
         epoch, position = active.consumed(self.fetched_ahead)
@@ -154,7 +184,13 @@ class RunLoader:
         return max(0, moved)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"kind": "map", "epoch": self.epoch, "position": self.position, "samples": self.order.samples}
+        return {
+            "kind": "map",
+            "epoch": self.epoch,
+            "position": self.position,
+            "samples": self.order.samples,
+            "driven": self.driven,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state.get("kind") != "map":
@@ -166,8 +202,8 @@ class RunLoader:
                 self.order.samples,
                 state["samples"],
             )
-        self._active = None
-        self.epoch, self.position = int(state["epoch"]), int(state["position"])
+        self._active, self._over = None, False
+        self.epoch, self.position, self.driven = int(state["epoch"]), int(state["position"]), bool(state["driven"])
 
     def end(self) -> None:
         self.loader._iterator = None
@@ -176,16 +212,17 @@ class RunLoader:
 
 
 class _RunIterator:
-    """One pass from a position to the end of its epoch."""
+    """One pass from a position to the end of its epoch. Only a tracked one can move its owner's position."""
 
-    def __init__(self, owner: RunLoader, epoch: int, position: int) -> None:
+    def __init__(self, owner: RunLoader, epoch: int, position: int, tracked: bool) -> None:
         self.owner = owner
         self.epoch = epoch
+        self.tracked = tracked
         # Where each batch handed out ended, back to as many as may have been fetched ahead.
         self.ends = [position]
         self.exhausted = False
         self.stepped = False
-        """A step boundary came while this was iterated: it is the loop's, no evaluation and no peek."""
+        """A step boundary came while this was iterated: it is the loop's, no evaluation and no look."""
         owner.order.seek(epoch, position)
         self.batches: Iterator[Any] = iter(owner.loader)
 
@@ -199,22 +236,23 @@ class _RunIterator:
         except StopIteration:
             self._finish()
             raise
-        self.owner._active = self
+        if self.tracked:
+            self.owner._active = weakref.ref(self)
         self.ends = [*self.ends[-self.owner.fetched_ahead - 1 :], self.owner.order.after(self.ends[-1])]
         return batch
 
     def consumed(self, ahead: int) -> tuple[int, int]:
         self.stepped = True
+        if self.exhausted:  # nothing more was fetched, so that one batch less is held at each boundary
+            return self.epoch, self.ends[-1]
         return self.epoch, self.ends[-1 - ahead] if len(self.ends) > ahead else self.ends[0]
 
     def _finish(self) -> None:
-        """The epoch is over, if anybody trained in it, or if there was nothing left of it to train on."""
         owner = self.owner
-        mine = owner._active is self and self.stepped
         nothing_left = owner.epoch == self.epoch and owner.order.over(owner.position)
-        if not self.exhausted and (mine or nothing_left):
-            owner.epoch, owner.position = self.epoch + 1, 0
-        if owner._active is self:
+        if self.tracked and (self.stepped or nothing_left or owner.driven):
+            owner._over = True
+        elif owner._active is not None and owner._active() is self:
             owner._active = None  # an evaluation, from end to end between two boundaries, moves nothing
         self.exhausted = True
 
@@ -240,21 +278,35 @@ class StatefulRunLoader:
         self._samples_per_batch = samples_per_batch
         self._before_first = before_first
         self._restored: dict[str, Any] | None = None
+        self._empty = False
+        """The restored pass had come to its end: the next one gives nothing."""
+        self._over = False
         self._unread = 0
         self._between = True
 
     def reseed(self, seed: int) -> None:
         """An iterable dataset brings its own order."""
 
+    def advance(self) -> None:
+        if self._over:
+            self.epoch, self._over, self._restored, self._between = self.epoch + 1, False, None, True
+
+    def drive(self) -> Iterator[Any]:
+        return iter(self)
+
     def __iter__(self) -> Iterator[Any]:
+        self.advance()
+        if self._empty:
+            self._empty, self._over = False, True
+            self._before_first()
+            return
         batches = iter(self.loader)
         while True:
             self._before_first()
             try:
                 batch = next(batches)
             except StopIteration:
-                self.epoch += 1
-                self._restored, self._between = None, True
+                self._over = True
                 return
             self._unread += 1
             self._between = False
@@ -265,14 +317,14 @@ class StatefulRunLoader:
         return consumed
 
     def state_dict(self) -> dict[str, Any]:
-        state = self._restored if self._between else self.loader.state_dict()
-        return {"kind": "stateful", "epoch": self.epoch, "state": state}
+        state = self._restored if self._between or self._over else self.loader.state_dict()
+        return {"kind": "stateful", "epoch": self.epoch, "state": state, "over": self._over or self._empty}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state.get("kind") != "stateful":
             raise UsageError(f"this loader was a {state.get('kind')} loader when the checkpoint was written")
-        self.epoch, self._restored = int(state["epoch"]), state["state"]
-        if self._restored is not None:
+        self.epoch, self._restored, self._empty = int(state["epoch"]), state["state"], bool(state["over"])
+        if self._restored is not None and not self._empty:
             self.loader.load_state_dict(self._restored)
 
     def end(self) -> None:
@@ -283,8 +335,8 @@ class ForeignLoader:
     """Somebody else's loader or iterable, under `run.batches`: the position is counted, and found again.
 
     A map-style DataLoader is rebuilt around its own sampler: the sampler draws the epoch's indices
-    again, from the generators as they were when the epoch began, and only indices are skipped. Any
-    other iterable is skipped through, with a warning, since nobody but it can seek.
+    again, from the generators as they were when the epoch began (its own included), and only indices are
+    skipped. Any other iterable is skipped through, with a warning, since nobody but it can seek.
     """
 
     def __init__(self, loader: Iterable[Any], world_size: int, before_first: Callable[[], None]) -> None:
@@ -292,7 +344,8 @@ class ForeignLoader:
         self.world_size = world_size
         self.epoch = 0
         self.position = 0
-        self._rng_at_begin: dict[str, Any] | None = None
+        self._over = False
+        self._at_begin: dict[str, Any] | None = None
         self._handed_out = 0
         self._before_first = before_first
         if isinstance(loader, DataLoader) and loader.num_workers > 0:
@@ -308,18 +361,22 @@ class ForeignLoader:
     def reseed(self, seed: int) -> None:
         """Its order is its own."""
 
-    def __iter__(self) -> Iterator[Any]:
+    def advance(self) -> None:
+        if self._over:
+            self.epoch, self.position, self._handed_out = self.epoch + 1, 0, 0
+            self._over, self._at_begin = False, None
+
+    def drive(self) -> Iterator[Any]:
         skip = self.position
-        if skip and self._rng_at_begin is not None:
-            rng.put(self._rng_at_begin)
-        else:
-            self._rng_at_begin = rng.get()
+        if self._at_begin is not None:
+            rng.put(self._at_begin["global"])
+            _put_generators(self.loader, self._at_begin["own"])
+        self._at_begin = {"global": rng.get(), "own": _get_generators(self.loader)}
         source, rest = _skipping(self.loader, self.epoch, skip)
         batches = iter(source)
-        if isinstance(getattr(source, "batch_sampler", None), _Skipped):
-            source.batch_sampler.skip()  # type: ignore[attr-defined]
-        elif isinstance(getattr(source, "sampler", None), _Skipped):
-            source.sampler.skip()  # type: ignore[attr-defined]
+        for sampler in (getattr(source, "batch_sampler", None), getattr(source, "sampler", None)):
+            if isinstance(sampler, _Skipped):
+                sampler.skip()
         self._handed_out = skip
         if rest:
             log.warning(
@@ -336,7 +393,7 @@ class ForeignLoader:
             try:
                 batch = next(batches)
             except StopIteration:
-                self.epoch, self.position, self._handed_out, self._rng_at_begin = self.epoch + 1, 0, 0, None
+                self._over = True
                 return
             self._handed_out += 1
             yield batch
@@ -347,15 +404,37 @@ class ForeignLoader:
         return max(0, batches) * (getattr(self.loader, "batch_size", None) or 1) * self.world_size
 
     def state_dict(self) -> dict[str, Any]:
-        return {"kind": "foreign", "epoch": self.epoch, "position": self.position, "rng": self._rng_at_begin}
+        now = _get_generators(self.loader)
+        return {"kind": "foreign", "epoch": self.epoch, "position": self.position, "begin": self._at_begin, "now": now}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state.get("kind") != "foreign":
             raise UsageError(f"this loader was a {state.get('kind')} loader when the checkpoint was written")
-        self.epoch, self.position, self._rng_at_begin = int(state["epoch"]), int(state["position"]), state["rng"]
+        self.epoch, self.position = int(state["epoch"]), int(state["position"])
+        self._at_begin = state["begin"] if self.position else None
+        _put_generators(self.loader, state["now"])
 
     def end(self) -> None:
         """Its workers are found among this process's children."""
+
+
+def _own_generators(loader: Any) -> dict[str, torch.Generator]:
+    """The generators that a DataLoader and its samplers have for themselves."""
+    sampler, batch_sampler = getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
+    places = {"loader": loader, "sampler": sampler, "batch_sampler": batch_sampler}
+    places["inner"] = getattr(batch_sampler, "sampler", None)
+    found = {name: getattr(place, "generator", None) for name, place in places.items()}
+    return {name: one for name, one in found.items() if isinstance(one, torch.Generator)}
+
+
+def _get_generators(loader: Any) -> dict[str, torch.Tensor]:
+    return {name: generator.get_state() for name, generator in _own_generators(loader).items()}
+
+
+def _put_generators(loader: Any, states: dict[str, torch.Tensor]) -> None:
+    for name, generator in _own_generators(loader).items():
+        if name in states:
+            generator.set_state(states[name])
 
 
 class _Skipped:

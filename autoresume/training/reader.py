@@ -100,6 +100,9 @@ class CheckpointReader:
                 pieces.append((part, chunk))
                 common.append(overlap)
         covered = _covered(box, common)
+        if covered != sum(_count(size) for _, size in common):
+            ranks = sorted({part.rank for part, _ in pieces})
+            raise CheckpointInvalid(f"tensor {key!r}: the same elements are stored by several of the ranks {ranks}")
         if covered != _count(box[1]):
             raise CheckpointInvalid(
                 f"tensor {key!r}: the parts hold {covered} of the {_count(box[1])} elements that are needed"

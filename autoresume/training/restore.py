@@ -31,6 +31,8 @@ from autoresume.training.state import decode, pickled, references
 log = logging.getLogger("autoresume")
 
 _VISIBLE_SECONDS = 60.0
+Held = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+"""(offset, size, shape of the whole tensor) of what this rank holds of a sharded tensor."""
 
 
 @dataclass
@@ -49,7 +51,7 @@ class Restored:
 
 
 def choose_and_read(
-    storage: Storage, run_id: str, ranks: Ranks, guard: Guard, wanted: Callable[[], Mapping[str, Box]]
+    storage: Storage, run_id: str, ranks: Ranks, guard: Guard, wanted: Callable[[], Mapping[str, Held]]
 ) -> Restored | None:
     """The newest checkpoint that every rank can read, read; None if the run never had one.
 
@@ -160,10 +162,19 @@ def _visible(storage: Storage, name: CheckpointName, digest: str) -> Manifest:
         time.sleep(0.1)
 
 
-def _read(storage: Storage, manifest: Manifest, rank: int, boxes: Mapping[str, Box]) -> Restored:
+def _read(storage: Storage, manifest: Manifest, rank: int, boxes: Mapping[str, Held]) -> Restored:
     reader = CheckpointReader(storage, manifest, rank)
     reach("restore.chosen")
-    wanted: dict[str, Box | None] = {key: boxes.get(key) for key in references(reader.tree)}
+    wanted: dict[str, Box | None] = dict.fromkeys(references(reader.tree))
+    other = []
+    for key, (offset, size, whole) in boxes.items():
+        if key in wanted:
+            wanted[key] = (offset, size)
+            stored = reader.describe(key).shape
+            if stored != whole:
+                other.append(f"{key} has shape {stored} in the checkpoint and {whole} here")
+    if other:
+        raise StateError("the sharded state in the checkpoint and here differ:\n  " + "\n  ".join(other[:20]))
     tensors = reader.read(wanted)
     states: dict[str, Any] = {}
     if not isinstance(reader.tree, dict):
@@ -233,17 +244,17 @@ def _local(value: torch.Tensor) -> torch.Tensor:
     return value.to_local() if isinstance(value, DTensor) else value
 
 
-def boxes(objects: Mapping[str, Any]) -> dict[str, Box]:
+def boxes(objects: Mapping[str, Any]) -> dict[str, Held]:
     """The boxes of sharded tensors (DTensor) that this rank holds, by key; also of optimizer state that does
     not exist yet, which is sharded as its parameter is."""
     from torch.distributed.tensor import DTensor
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-    found: dict[str, Box] = {}
+    found: dict[str, Held] = {}
 
-    def box(value: DTensor) -> Box:
+    def box(value: DTensor) -> Held:
         size, offset = compute_local_shape_and_global_offset(value.shape, value.device_mesh, value.placements)
-        return tuple(int(item) for item in offset), tuple(int(item) for item in size)
+        return tuple(int(item) for item in offset), tuple(int(item) for item in size), tuple(value.shape)
 
     for name, target in objects.items():
         if isinstance(target, torch.nn.Module):

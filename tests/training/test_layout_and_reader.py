@@ -7,7 +7,7 @@ import mmap
 import os
 import random
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,10 @@ from autoresume.errors import CheckpointInvalid, StateError
 from autoresume.format.manifest import Manifest
 from autoresume.format.names import CheckpointName, pickle_file
 from autoresume.storage import LocalStorage
+from autoresume.training.agreement import Ranks
 from autoresume.training.layout import execute, make_plan, shares, signature
 from autoresume.training.reader import Box, CheckpointReader
+from autoresume.training.restore import boxes, choose_and_read, load
 from autoresume.training.state import Leaf, capture, decode, references
 
 shared = settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
@@ -516,6 +518,78 @@ def test_what_can_not_come_back_is_refused(folder: Path, make: Callable[[], Any]
     assert "thing/deep/0" in message
 
 
+# -- into sharded tensors ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[Any]:
+    """A mesh of one device, so that real DTensors can be made in this process."""
+    dist = torch.distributed
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        yield torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+    finally:
+        dist.destroy_process_group()
+
+
+def sharded(mesh: Any, rows: int, columns: int) -> torch.nn.Module:
+    """A layer whose parameters are DTensors, sharded by rows."""
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    torch.manual_seed(rows)
+    layer = torch.nn.Linear(columns, rows)
+    for name, parameter in list(layer.named_parameters()):
+        layer.register_parameter(name, torch.nn.Parameter(distribute_tensor(parameter.detach(), mesh, [Shard(0)])))
+    return layer
+
+
+def saved(storage: Storage, objects: dict[str, Any]) -> Manifest:
+    captured = capture(objects, frozenset(), frozenset())
+    return write(storage, [captured.leaves], [captured.tree])
+
+
+def restore_into(storage: Storage, objects: dict[str, Any]) -> None:
+    found = choose_and_read(storage, "run", Ranks(), lambda: None, lambda: boxes(objects))
+    assert found is not None
+    for name, target in objects.items():
+        load(name, target, found.states[name])
+
+
+def test_a_sharded_model_comes_back(tmp_path: Path, mesh: Any) -> None:
+    """DTensors are stored in their boxes and come back as DTensors, in the model and in its optimizer."""
+    layer = sharded(mesh, 6, 4)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    for parameter in layer.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    storage = Storage(tmp_path)
+    saved(storage, {"layer": layer, "optimizer": optimizer})
+    other = sharded(mesh, 6, 4)
+    for parameter in other.parameters():
+        torch.nn.init.zeros_(parameter)
+    other_optimizer = torch.optim.AdamW(other.parameters())
+    restore_into(storage, {"layer": other, "optimizer": other_optimizer})
+    for key, value in layer.state_dict().items():
+        assert type(other.state_dict()[key]) is type(value)
+        assert bits(other.state_dict()[key].to_local()) == bits(value.to_local())
+    for one, two in zip(optimizer.state.values(), other_optimizer.state.values(), strict=True):
+        assert bits(one["exp_avg"].to_local()) == bits(two["exp_avg"].to_local())
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(8, 4), (4, 4), (6, 2), (6, 8), (3, 8)])
+def test_a_sharded_model_of_another_shape_is_refused(tmp_path: Path, mesh: Any, rows: int, columns: int) -> None:
+    """A live model that is larger, or smaller, than the stored one: a StateError, as for a plain model.
+
+    Nothing is cut to fit, and the checkpoint, which is whole, stays where it is.
+    """
+    storage = Storage(tmp_path)
+    saved(storage, {"layer": sharded(mesh, 6, 4)})
+    with pytest.raises(StateError, match="weight"):
+        restore_into(storage, {"layer": sharded(mesh, rows, columns)})
+    assert storage.list("checkpoints") == [str(NAME)]
+    assert storage.list("aside") == []
+
+
 # -- reading verifies -------------------------------------------------------------------------------------
 
 
@@ -606,6 +680,24 @@ def test_overlapping_boxes_do_not_hide_a_hole(folder: Path) -> None:
     reader = CheckpointReader(storage, write(storage, [[leaf] for leaf in leaves]), 0)
     with pytest.raises(CheckpointInvalid, match="'w'"):
         reader.read({"w": None})
+
+
+def test_a_box_that_two_ranks_stored_is_an_error(folder: Path) -> None:
+    """Two ranks that both stored all of "w", with other values: nobody knows which is meant, so neither is returned.
+
+    So it is with pipeline stages that number their layers from 0 on each, and shard them by themselves.
+    """
+    leaves = [
+        Leaf("w", torch.full((3, 2), float(rank)), "float32", (3, 2), (0, 0), split=False, shared=True)
+        for rank in range(2)
+    ]
+    storage = Storage(folder)
+    try:
+        manifest = write(storage, [[leaf] for leaf in leaves])
+    except (CheckpointInvalid, StateError):
+        return
+    with pytest.raises(CheckpointInvalid, match="'w'"):
+        CheckpointReader(storage, manifest, 0).read({"w": None})
 
 
 def test_attachments_are_verified(written: tuple[Storage, Manifest, dict[str, torch.Tensor]]) -> None:

@@ -1,0 +1,192 @@
+"""Persisting and committing: what is there when, and who may do it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import lives
+import pytest
+from forgetful import UnsyncedStorage
+
+from autoresume import failpoints
+from autoresume.checkpoint.commit import commit_if_complete
+from autoresume.checkpoint.discover import judge
+from autoresume.checkpoint.persist import persist
+from autoresume.checkpoint.verify import verify
+from autoresume.errors import CheckpointInvalid, StaleIncarnation, StorageFull
+from autoresume.format.manifest import Manifest, Part
+
+NAME = lives.name_of(10, 1)
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> UnsyncedStorage:
+    return UnsyncedStorage(tmp_path)
+
+
+def free() -> None:
+    """A guard that lets everything pass."""
+
+
+def over_at(nth: int) -> Callable[[], None]:
+    """A guard that refuses when it is asked for the `nth` time."""
+    asked = 0
+
+    def guard() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == nth:
+            raise StaleIncarnation("a newer one")
+
+    return guard
+
+
+def files_below(root: Path) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+
+
+def test_the_part_describes_what_was_written(storage: UnsyncedStorage) -> None:
+    """The part that is returned is the part on disk, and names each file with its size."""
+    snapshot = lives.snapshot(NAME, 1)
+    part = persist(storage, snapshot, free)
+    assert Part.from_bytes(storage.read(NAME.part(1))) == part
+    assert storage.read(NAME.shard(1)) == snapshot.image
+    for file in (part.shard, *part.attachments.values()):
+        assert storage.size(NAME.inside(file.name)) == file.bytes
+
+
+def test_nothing_is_written_without_room(storage: UnsyncedStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """StorageFull says how much is needed and how much is there, before the first byte is written."""
+    monkeypatch.setattr(storage, "free_bytes", lambda: 50_000_000)
+    with pytest.raises(StorageFull, match=r"needs 0\.0 MB for rank 0, but only 50\.0 MB"):
+        persist(storage, lives.snapshot(NAME, 0), free)
+    assert files_below(storage.root) == []
+
+
+def test_a_life_that_is_over_writes_nothing(storage: UnsyncedStorage) -> None:
+    """The guard is asked before anything is written."""
+    with pytest.raises(StaleIncarnation):
+        persist(storage, lives.snapshot(NAME, 0), over_at(1))
+    assert files_below(storage.root) == []
+
+
+def test_a_life_that_ends_meanwhile_publishes_no_part(storage: UnsyncedStorage) -> None:
+    """The guard is asked again before the part: a shard without a part is nobody's checkpoint."""
+    with pytest.raises(StaleIncarnation):
+        persist(storage, lives.snapshot(NAME, 0), over_at(2))
+    assert storage.list(NAME.parts) == []
+
+
+def test_a_life_that_is_over_commits_nothing(storage: UnsyncedStorage) -> None:
+    """The guard is asked before the manifest."""
+    for rank in range(2):
+        persist(storage, lives.snapshot(NAME, rank), free)
+    with pytest.raises(StaleIncarnation):
+        commit_if_complete(storage, NAME, over_at(1))
+    assert not judge(storage, NAME).committed
+
+
+def test_the_order_of_writing(storage: UnsyncedStorage) -> None:
+    """The journal is made durable first; then shard, attachments, part, in this order; and at last the manifest."""
+    storage.write("metrics.jsonl", b"")
+    order: list[str] = []
+    failpoints.observe(lambda name: order.append(name) if "write" not in name else None)
+    original_write, original_sync = storage.write, storage.sync
+
+    def write(name: str, data: bytes | memoryview) -> None:
+        order.append(name.removeprefix(f"{NAME.folder}/"))
+        original_write(name, data)
+
+    def sync(name: str) -> None:
+        if name == "metrics.jsonl":
+            order.append(f"sync {name}")
+        original_sync(name)
+
+    storage.write, storage.sync = write, sync  # type: ignore[method-assign]
+    try:
+        for rank in range(2):
+            persist(storage, lives.snapshot(NAME, rank), free)
+            commit_if_complete(storage, NAME, free)
+    finally:
+        failpoints.observe(None)
+    one = [
+        "sync metrics.jsonl",
+        "shards/rank-0000{}.safetensors",
+        "pickles/rank-0000{}-env.pkl",
+        "parts/rank-0000{}.json",
+    ]
+    of_ranks = [[step.format(rank) for step in one] for rank in range(2)]
+    written = "persist.part_written"
+    commit = ["commit.before_manifest", "manifest.json", "commit.after_manifest"]
+    assert [step for step in order if step != "persist.shard_written"] == [
+        *of_ranks[0],
+        written,
+        *of_ranks[1],
+        written,
+        *commit,
+    ]
+
+
+def test_no_manifest_before_all_parts(storage: UnsyncedStorage) -> None:
+    """None, and nothing published, for no part, and for one of two."""
+    assert commit_if_complete(storage, NAME, free) is None
+    persist(storage, lives.snapshot(NAME, 1), free)
+    assert commit_if_complete(storage, NAME, free) is None
+    assert storage.size(NAME.manifest) is None
+
+
+def test_committing_again_changes_nothing(storage: UnsyncedStorage) -> None:
+    """Whoever comes later writes the same bytes."""
+    for rank in range(2):
+        persist(storage, lives.snapshot(NAME, rank), free)
+    first = commit_if_complete(storage, NAME, free)
+    data = storage.read(NAME.manifest)
+    assert commit_if_complete(storage, NAME, free) == first == Manifest.from_bytes(data)
+    assert storage.read(NAME.manifest) == data
+    assert verify(storage, NAME) is None
+
+
+@pytest.mark.parametrize("file", ["shards/rank-00001.safetensors", "pickles/rank-00000-env.pkl"])
+@pytest.mark.parametrize("damage", ["short", "missing"])
+def test_what_is_not_whole_is_not_committed(storage: UnsyncedStorage, tmp_path: Path, file: str, damage: str) -> None:
+    """All parts are there, but a file that one of them lists is not as long as it says: an error that names it."""
+    for rank in range(2):
+        persist(storage, lives.snapshot(NAME, rank), free)
+    if damage == "short":
+        os.truncate(tmp_path / NAME.inside(file), 3)
+    else:
+        os.unlink(tmp_path / NAME.inside(file))
+    with pytest.raises(CheckpointInvalid, match=file):
+        commit_if_complete(storage, NAME, free)
+    assert storage.size(NAME.manifest) is None
+
+
+def test_all_ranks_at_once(storage: UnsyncedStorage) -> None:
+    """Ranks that persist and look for each other at the same time: one commits, or both, the same; and it is whole."""
+    for step in range(10, 110, 10):
+        name = lives.name_of(step, 1)
+        barrier = threading.Barrier(2)
+
+        def save(rank: int, name: object = name, barrier: threading.Barrier = barrier) -> Manifest | None:
+            barrier.wait()
+            persist(storage, lives.snapshot(name, rank), free)  # type: ignore[arg-type]
+            return commit_if_complete(storage, name, free)  # type: ignore[arg-type]
+
+        with ThreadPoolExecutor(2) as pool:
+            manifests = [found for found in pool.map(save, range(2)) if found is not None]
+        assert len(set(manifests)) == 1
+        assert verify(storage, name) is None
+
+
+def test_persisting_again_after_a_failure(storage: UnsyncedStorage) -> None:
+    """A rank whose first try failed in the middle may try again; what it left is replaced."""
+    for rank in range(2):
+        with pytest.raises(StaleIncarnation):
+            persist(storage, lives.snapshot(NAME, rank), over_at(2))
+        persist(storage, lives.snapshot(NAME, rank), free)
+    assert commit_if_complete(storage, NAME, free) is not None
+    assert verify(storage, NAME) is None

@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -76,6 +76,7 @@ class Run:
         self.restored = False
         self._epoch = 0
         self._data_seed = session.seed
+        self._began: dict[str, str] = {}
         self._objects: dict[str, Any] = {}
         self._promised: set[str] = set()
         self._loaders: dict[str, Positioned] = {}
@@ -91,8 +92,8 @@ class Run:
         self._first_step_noted = False
         self._over = False
         self._told = float("-inf")
-        # Unless the script seeds by itself, each start draws the same splits and initial weights.
-        rng.seed(rng.mix(session.seed, session.ranks.rank) % 2**32)
+        if session.options.seed is not None:
+            rng.seed(rng.mix(session.seed, session.ranks.rank) % 2**32)
         _current = self
 
     # -- what it is -------------------------------------------------------------------------------
@@ -151,8 +152,8 @@ class Run:
             if self.restored and self.is_resumed:
                 if name in self._pending:
                     self._load(name)
-                elif not self._first_step_noted:
-                    raise StateError(self._not_in_checkpoint([name]))
+                elif not self._first_step_noted and self.rank == 0:
+                    log.warning("%r came into being after the checkpoint, which holds no state for it: it is new", name)
 
     def loader(
         self,
@@ -208,6 +209,7 @@ class Run:
             return self.is_resumed
         session = self.session
         before = session.ranks.rank
+        self._began = rng.fingerprints()
         found = session.begin(lambda: restore.boxes(self._objects))
         self.restored = True
         if before != session.ranks.rank:
@@ -218,7 +220,8 @@ class Run:
         else:
             # A script that seeds torch gets the same order of data whenever it does; every rank gets rank 0's.
             self._set_data_seed(int(session.ranks.broadcast(torch.initial_seed() % 2**63)))
-            self.session.saver.check(self._everything(), frozenset(self._promised))
+            there = {name: value for name, value in self._everything().items() if not _is_meta(value)}
+            self.session.saver.check(there, frozenset(self._promised))
         self.session.put_back_files(found)
         self._settle_reductions(found)
         if self._rng is not None:
@@ -234,12 +237,17 @@ class Run:
         own, user_state = states.pop("run"), states.pop("state")
         missing = [name for name in self._objects if name not in states]
         if missing:
-            raise StateError(self._not_in_checkpoint(missing))
+            raise StateError(
+                f"the checkpoint holds no state for {', '.join(sorted(missing))}, which this script tracks; it holds "
+                f"{', '.join(sorted(states)) or 'nothing else'}. Nothing was lost; track what was tracked when the "
+                "checkpoint was written, or choose another run directory to start anew."
+            )
         self._pending = states
         for name in [name for name in self._objects if name in states]:
             self._load(name)
         self.state.load_state_dict(user_state)
         self._set_data_seed(int(own["data_seed"]))
+        self._compare_beginnings(own["began"])
         self.step_count, self.samples, self._epoch = int(own["step"]), int(own["samples"]), int(own["epoch"])
         self._pending_own = {"loaders": dict(own["loaders"]), "ranges": dict(own["ranges"])}
         for name, loader in self._loaders.items():
@@ -252,6 +260,18 @@ class Run:
         else:
             rng.seed(rng.mix(self.session.seed, self.rank, self.step_count) % 2**32)
             log.warning("rank %d is new since the checkpoint: its generators are seeded anew", self.rank)
+
+    def _compare_beginnings(self, before: dict[str, str]) -> None:
+        """What a script builds from random numbers before it restores is the same only if it seeds them."""
+        differ = [name for name, value in self._began.items() if before.get(name, value) != value]
+        if differ and self.rank == 0:
+            log.warning(
+                "the random numbers of %s stand elsewhere than at this point of the run's first start: this script "
+                "does not seed them. A split or data set that it draws at its start is another one each time, which no "
+                "checkpoint mends. Seed at the start, e.g. run.seed(0) or the option seed.",
+                " and ".join(differ),
+            )
+        self._began = before
 
     def _set_data_seed(self, seed: int) -> None:
         self._data_seed = seed
@@ -278,7 +298,7 @@ class Run:
 
     def _load(self, name: str) -> None:
         target = self._objects[name]
-        if isinstance(target, torch.nn.Module) and any(item.is_meta for item in target.state_dict().values()):
+        if _is_meta(target):
             # Nothing to load into yet. Its first forward pass is the last moment to do it.
             target.register_forward_pre_hook(lambda module, _: self._load_materialised(name))
             return
@@ -287,13 +307,6 @@ class Run:
     def _load_materialised(self, name: str) -> None:
         if name in self._pending:
             restore.load(name, self._objects[name], self._pending.pop(name))
-
-    def _not_in_checkpoint(self, missing: Iterable[str]) -> str:
-        return (
-            f"the checkpoint holds no state for {', '.join(sorted(missing))}, which this script tracks; it holds "
-            f"{', '.join(sorted(self._pending)) or 'nothing else'}. Nothing was lost; track what was tracked when the "
-            "checkpoint was written, or choose another run directory to start anew."
-        )
 
     def _before_first(self) -> None:
         """The first batch after a resume: whatever making iterators drew is undone."""
@@ -397,9 +410,11 @@ class Run:
         if order in (Order.STOP, Order.LEAVE):
             self._leave()
 
-    def _save(self, step: int) -> None:
+    def _save(self, step: int, epoch: int | None = None, samples: int | None = None) -> None:
         self._flush_journal()
-        name = CheckpointName(step=step, incarnation=self.incarnation, epoch=self._epoch, samples=self.samples)
+        epoch = self._epoch if epoch is None else epoch
+        samples = self.samples if samples is None else samples
+        name = CheckpointName(step=step, incarnation=self.incarnation, epoch=epoch, samples=samples)
         about = {"world_size": self.world_size}
         taken = self.session.save(name, self._everything(), frozenset(self._promised), about)
         self._saved_step, self._last_name = self.step_count, name
@@ -509,8 +524,11 @@ class Run:
                 break
             self._saved_step = None  # the others are further on: they need this rank's part under their step
             self._obey(order, step)
-        if self._saved_step != self.step_count:
-            self._save(self.step_count)
+        # All have left by now. Uneven inputs: the last checkpoint is named by the rank that came furthest.
+        ends = self.session.ranks.gather([self.step_count, self._epoch, self.samples])
+        last = max(end[0] for end in ends)
+        if self._saved_step != self.step_count or any(end != ends[0] for end in ends):
+            self._save(last, epoch=ends[0][1], samples=ends[0][2])
         if self._last_name is not None and not self.session.await_commit(self._last_name):
             log.warning("the last state, %s, could not be saved", self._last_name)
         if self.rank == 0:
@@ -539,6 +557,13 @@ class Run:
             _current = None
 
 
+def _is_meta(value: Any) -> bool:
+    """A module that is not materialised yet."""
+    if not isinstance(value, torch.nn.Module):
+        return False
+    return any(isinstance(item, torch.Tensor) and item.is_meta for item in value.state_dict().values())
+
+
 class _Own:
     """The run's own state: counters, positions, generators. Read at a boundary; never loaded as a whole."""
 
@@ -553,6 +578,7 @@ class _Own:
             "epoch": run._epoch,
             "samples": run.samples,
             "data_seed": run._data_seed,
+            "began": run._began,
             "reductions": {name: one.order for name, one in run._reductions.items() if one.order is not None},
             "loaders": {**waiting.get("loaders", {}), **{n: item.state_dict() for n, item in run._loaders.items()}},
             "ranges": {**waiting.get("ranges", {}), **{n: item.value for n, item in run._ranges.items()}},

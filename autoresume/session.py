@@ -366,7 +366,6 @@ class _Node:
                 "run_folder": str(session.folder.absolute()),
                 "incarnation": session.number,
                 "keep": [keep.last, keep.every_steps, keep.every_seconds],
-                "grace": session.options.grace,
             },
         )
         deadline = time.monotonic() + _WELCOME_SECONDS

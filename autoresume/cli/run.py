@@ -88,7 +88,7 @@ class _Cluster:
 
     def live(self, max_restarts: int) -> int:
         """Run the job until it is finished, interrupted from outside, or has crashed too often; its exit code."""
-        trap = SignalTrap([signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+        trap = SignalTrap([signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP])
         user = SignalTrap([signal.SIGINT])
         processes.become_subreaper()
         trap.install()
@@ -114,7 +114,7 @@ class _Cluster:
 
     def _once(self, trap: SignalTrap, user: SignalTrap) -> int:
         environment = {**os.environ, "AUTORESUME_GRACE": str(self.grace)}
-        child = subprocess.Popen(self.job, env=environment, start_new_session=True)
+        child = processes.spawn(self.job, environment, when_we_die=signal.SIGTERM)
         preempt_at = time.monotonic() + self.preemptions.pop(0) if self.preemptions else float("inf")
         kill_at, told = float("inf"), False
         while True:
@@ -130,7 +130,8 @@ class _Cluster:
                 child.send_signal(self.signal)
                 preempt_at, kill_at = float("inf"), now + self.grace
             if not told and (trap.first is not None or user.first is not None):
-                child.send_signal(trap.first or signal.SIGINT)
+                closed = trap.first is signal.SIGHUP  # the terminal was closed: save, and stop
+                child.send_signal(signal.SIGTERM if closed else trap.first or signal.SIGINT)
                 told = True
                 kill_at = now + self.grace if trap.first is not None else float("inf")
             if now >= kill_at:

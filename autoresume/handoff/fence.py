@@ -122,7 +122,7 @@ class RankFence(_Shared):
                 return Order.NOTHING
         if state is not _State.CONFIRMED:
             return Order.NOTHING
-        self._act(step)
+        self._act(step, order)
         return order
 
     def at_rest(self, step: int, patience_seconds: float = 10.0) -> Order:
@@ -137,12 +137,13 @@ class RankFence(_Shared):
             where, order, state = _unpack(self.words[0])
         if state is not _State.CONFIRMED or where <= step or where == self._acted:
             return Order.NOTHING
-        self._act(where)
+        self._act(where, order)
         return order
 
-    def _act(self, where: int) -> None:
+    def _act(self, where: int, order: Order) -> None:
         self._acted = where
-        self.words[self._slot + 2] = Order.NOTHING  # what was wished for has come
+        if self.words[self._slot + 2] <= order:
+            self.words[self._slot + 2] = Order.NOTHING  # what was wished for has come
         self.words[self._slot + 3] = where + 1  # the daemon may use the fence again when all have said so
 
     def target(self) -> int:

@@ -44,7 +44,6 @@ class _Life:
 
     run_folder: Path
     number: int
-    grace_seconds: float | None
     ranks: dict[int, tuple[int, float]]
     """local rank -> (pid, start time)"""
     died: dict[int, float] = field(default_factory=dict)
@@ -95,7 +94,8 @@ class NodeDaemon:
                 time.sleep(_TURN_SECONDS)
             assert self.state.exit_code is not None
             failed = self.state.exit_code not in (EXIT_FINISHED, EXIT_INTERRUPTED)
-            return EXIT_NO_STEP if failed and not self._stepped else self.state.exit_code
+            stepped = self._stepped or not self._idle()  # a rank may have died of its first steps just now
+            return EXIT_NO_STEP if failed and not stepped else self.state.exit_code
         finally:
             processes.kill_tree()
             self.custodian.close()
@@ -117,12 +117,13 @@ class NodeDaemon:
         self._greetings()
         self.custodian.look()
         self._deaths()
+        settled = self.fence.settled()  # before the wishes: one that has just been obeyed does not count
         wish = self.fence.wishes()
         if wish:
             self.fence.forget_wishes()
             if wish is Order.STOP and not self._falls_apart():
                 self._stop("a signal to stop reached a rank")
-            elif wish is Order.SAVE and self.fence.settled():
+            elif wish is Order.SAVE and settled:
                 self._happened(policy.Wished())  # else it is being taken: a rank wishes until it has it
         self._stepped = self._stepped or not self._idle()
         self._happened(policy.Tick(ready=self._ready(), idle=self._idle()))
@@ -198,7 +199,6 @@ class NodeDaemon:
         self.life = _Life(
             Path(first["run_folder"]),
             int(first["incarnation"]),
-            float(first["grace"]),
             {local: (message["pid"], message["started"]) for local, message in hellos.items()},
         )
         self._happened(policy.Greeted())
@@ -221,10 +221,9 @@ class NodeDaemon:
     def _cause(self, life: _Life) -> tuple[str, str]:
         """Of all that the ranks said, or did not say, what came first."""
         how, why, said = "died", "", float("inf")
-        for name in self.mailbox.names("bye-"):
-            message = self.mailbox.receive(name) or {}
+        byes = [self.mailbox.receive(name) or {} for name in self.mailbox.names("bye-")]
+        for message in sorted(byes, key=lambda bye: bye.get("how") != "failed")[:1]:  # a failure explains the others
             how, why, said = str(message.get("how")), str(message.get("why")), float(message.get("time", 0.0))
-            break
         silent = [local for local in life.ranks if not self.mailbox.waiting(f"bye-{local}")]
         if how == "interrupted" and self.state.interrupted:
             why = self.state.why

@@ -123,6 +123,7 @@ def step(state: State, event: Event, now: float) -> tuple[State, list[Action]]:
             return state, []
         deadline = now + event.grace_seconds
         reserve = max(RESERVE_LEAST_SECONDS, RESERVE_FRACTION * event.grace_seconds)
+        reserve = min(reserve, event.grace_seconds / 2)  # however short it is, the ranks are told first
         kill_at = max(now, min(deadline - reserve, state.kill_at or deadline))
         why = event.why
         return replace(state, wanted=Order.STOP, deadline=deadline, kill_at=kill_at, why=why, killed=False), []

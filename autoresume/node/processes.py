@@ -27,12 +27,14 @@ def become_subreaper() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def spawn(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start the launcher in a session of its own: signals to our process group reach us alone."""
+def spawn(
+    command: Sequence[str], environment: Mapping[str, str], when_we_die: signal.Signals = signal.SIGHUP
+) -> subprocess.Popen[bytes]:
+    """Start a child in a session of its own: signals to our process group reach us alone."""
     libc = ctypes.CDLL(None)  # loaded before the fork: the child may do little
 
     def before_exec() -> None:
-        libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGHUP), 0, 0, 0)
+        libc.prctl(PR_SET_PDEATHSIG, int(when_we_die), 0, 0, 0)
 
     return subprocess.Popen(command, env=dict(environment), start_new_session=True, preexec_fn=before_exec)
 

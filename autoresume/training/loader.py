@@ -129,6 +129,9 @@ class RunLoader:
         self._over = False
         self._before_first = before_first
         self._active: weakref.ref[_RunIterator] | None = None
+        self._ended: _RunIterator | None = None
+        self._ahead_rng: list[Any] = []
+        """The generators as they were when each batch that is held at the boundary was fetched."""
         self._iterators: weakref.WeakSet[_RunIterator] = weakref.WeakSet()
         self._generator = torch.Generator()  # a private one: iter() draws the workers' base seed from it
         self._generator.manual_seed(seed)
@@ -156,7 +159,8 @@ class RunLoader:
 
     def advance(self) -> None:
         if self._over:
-            self.epoch, self.position, self._over, self._active = self.epoch + 1, 0, False, None
+            self.epoch, self.position = self.epoch + 1, 0
+            self._over, self._active, self._ended = False, None, None
 
     def drive(self) -> Iterator[Any]:
         self.driven = True
@@ -176,8 +180,10 @@ class RunLoader:
     def commit(self) -> int:
         # A loop holds its iterator; one that was dropped (a look, an evaluation that stopped early) is gone.
         active = self._active() if self._active is not None else None
+        active = active or self._ended  # a prefetcher drops its iterator at its end, and still holds a batch
         if active is None:
             return 0
+        self._ahead_rng = active.held_rng(self.fetched_ahead)
         epoch, position = active.consumed(self.fetched_ahead)
         moved = (epoch - self.epoch) * self.order.epoch_samples + position - self.position
         self.epoch, self.position = epoch, position
@@ -190,6 +196,7 @@ class RunLoader:
             "position": self.position,
             "samples": self.order.samples,
             "driven": self.driven,
+            "ahead": self._ahead_rng,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -202,8 +209,9 @@ class RunLoader:
                 self.order.samples,
                 state["samples"],
             )
-        self._active, self._over = None, False
+        self._active, self._ended, self._over = None, None, False
         self.epoch, self.position, self.driven = int(state["epoch"]), int(state["position"]), bool(state["driven"])
+        self._ahead_rng = list(state["ahead"])
 
     def end(self) -> None:
         self.loader._iterator = None
@@ -221,6 +229,11 @@ class _RunIterator:
         # Where each batch handed out ended, back to as many as may have been fetched ahead.
         self.ends = [position]
         self.exhausted = False
+        # Without workers a batch is drawn with the rank's own generators: those of held batches are kept.
+        self._keeps_rng = tracked and owner.fetched_ahead > 0 and not owner.loader.num_workers
+        self._drawn_with: list[Any] = []
+        self._again = list(owner._ahead_rng) if tracked else []
+        owner._ahead_rng = owner._ahead_rng if not tracked else []
         self.stepped = False
         """A step boundary came while this was iterated: it is the loop's, no evaluation and no look."""
         owner.order.seek(epoch, position)
@@ -230,16 +243,30 @@ class _RunIterator:
         return self
 
     def __next__(self) -> Any:
-        self.owner._before_first()
+        if self.tracked:
+            self.owner._before_first()
+        now = None
+        if self._again:
+            now = rng.get()  # the batch that was held at the checkpoint is drawn as it was then
+            rng.put(self._again.pop(0))
+        if self._keeps_rng:
+            self._drawn_with = [*self._drawn_with[-self.owner.fetched_ahead :], rng.get()]
         try:
             batch = next(self.batches)
         except StopIteration:
             self._finish()
             raise
+        finally:
+            if now is not None:
+                rng.put(now)
         if self.tracked:
             self.owner._active = weakref.ref(self)
         self.ends = [*self.ends[-self.owner.fetched_ahead - 1 :], self.owner.order.after(self.ends[-1])]
         return batch
+
+    def held_rng(self, ahead: int) -> list[Any]:
+        """The generators' states before each fetch of a batch that is held now, oldest first."""
+        return self._drawn_with[-ahead:] if self._keeps_rng and not self.exhausted else []
 
     def consumed(self, ahead: int) -> tuple[int, int]:
         self.stepped = True
@@ -251,7 +278,7 @@ class _RunIterator:
         owner = self.owner
         nothing_left = owner.epoch == self.epoch and owner.order.over(owner.position)
         if self.tracked and (self.stepped or nothing_left or owner.driven):
-            owner._over = True
+            owner._over, owner._ended = True, self
         elif owner._active is not None and owner._active() is self:
             owner._active = None  # an evaluation, from end to end between two boundaries, moves nothing
         self.exhausted = True
@@ -509,6 +536,11 @@ def make_loader(
             )
         options.pop(name, None)
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        if fetched_ahead:
+            raise UsageError(
+                "an iterable dataset can't go back to a batch that the loop had fetched and not trained on: fetch "
+                "no batches ahead of run.step(), or use a dataset with __getitem__ and __len__"
+            )
         if shuffle:
             raise UsageError("an iterable dataset can't be shuffled by its loader; shuffle inside of the dataset")
         options["drop_last"] = drop_last

@@ -159,8 +159,8 @@ class _Files:
 
 def _assemble(files: _Files, box: Box, pieces: Sequence[tuple[Part, Chunk]], dtype: torch.dtype) -> torch.Tensor:
     offset, size = box
-    if len(pieces) == 1 and (pieces[0][1].offset, pieces[0][1].size) == box:
-        return files.tensor(*pieces[0])
+    # Into memory of torch's own: a tensor that begins at an odd address is computed with by other instructions,
+    # and rounds otherwise.
     result = torch.empty(size, dtype=dtype)
     for part, chunk in pieces:
         source = files.tensor(part, chunk)

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from autoresume.format.digest import digest
+
 
 def get() -> dict[str, Any]:
     """All states. Copies: they do not change when numbers are drawn afterwards."""
@@ -35,6 +37,17 @@ def put(state: dict[str, Any]) -> None:
         for device, value in state["cuda"].items():
             index = device if device < torch.cuda.device_count() else torch.cuda.current_device()
             torch.cuda.set_rng_state(value.cpu(), index)
+
+
+def fingerprints() -> dict[str, str]:
+    """A digest of each host generator's state, by the generator's name."""
+    state = get()
+    numbers = state["numpy"]["state"]
+    return {
+        "python": digest(repr(state["python"]).encode()),
+        "numpy": digest(repr((numbers["pos"], numbers["key"].tobytes())).encode()),
+        "torch": digest(state["torch"].numpy().tobytes()),
+    }
 
 
 def seed(value: int) -> None:

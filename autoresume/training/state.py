@@ -214,7 +214,10 @@ class _Walker:
 
     def leaf(self, key: str, value: Any) -> dict[str, Any] | None:
         if isinstance(value, torch.Tensor):
-            return {tree.TAG: "tensor", "key": self._tensor(key, value)}
+            tagged: dict[str, Any] = {tree.TAG: "tensor", "key": self._tensor(key, value)}
+            if type(value) in _PLAIN and not value.is_contiguous() and _is_dense(value):
+                tagged["strides"] = list(value.stride())  # channels_last, say: other strides round otherwise
+            return tagged
         if isinstance(value, np.ndarray) and type(value) is not np.ndarray:
             raise StateError(f"array {key!r} is a {type(value).__qualname__}, and would come back as a plain array")
         if isinstance(value, np.ndarray):
@@ -295,7 +298,7 @@ def decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
                 raise CheckpointInvalid(f"the tensor {tagged['key']!r} is not in any part of the checkpoint")
             tensor = tensors[tagged["key"]]
             if tag == "tensor":
-                return tensor
+                return _strided(tensor, tagged.get("strides"))
             return tensor.numpy() if tag == "ndarray" else tensor.numpy()[()]
         if tag == "torch.Size":
             return torch.Size(tagged["items"])
@@ -311,6 +314,30 @@ def decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         raise ValueError(f"unknown type {tag!r}")
 
     return tree.decode(value, leaf)
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def _is_dense(value: torch.Tensor) -> bool:
+    """Whether the strides are those of a permuted contiguous tensor, without holes or overlaps."""
+    expected = 1
+    for stride, size in sorted((t, s) for t, s in zip(value.stride(), value.shape) if s != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _strided(value: torch.Tensor, strides: list[int] | None) -> torch.Tensor:
+    if strides is None:
+        return value
+    if len(strides) != value.dim() or any(type(stride) is not int or stride < 0 for stride in strides):
+        raise ValueError(f"strides {strides!r}")
+    made = torch.empty_strided(value.shape, strides, dtype=value.dtype)
+    if not _is_dense(made):
+        raise ValueError(f"strides {strides!r}")
+    return made.copy_(value)
 
 
 def references(value: Any) -> Iterable[str]:

@@ -10,9 +10,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from node.conftest import memory  # noqa: F401  (a fixture)
-from node.harness import Ended, Node, wait_until
+from node.harness import Ended, Node, child_of, wait_until
 
 from .runs import FakeRun
 
@@ -112,16 +113,20 @@ def test_a_script_gets_its_arguments(node: Node) -> None:
 
 
 def test_a_preempted_job_is_started_again(node: Node) -> None:
-    """Preempted by a signal of choice, the job goes on in a second life; preempted from outside, it ends with 75."""
+    """Preempted by a signal of choice, however early, the job lives again; preempted from outside, it ends with 75."""
     arguments = ["--folder", node.folder, "--save-every", 20]
     process = autoresume_run(node, "--preempt-after", "1.0", "--preempt-signal", "USR2", FAKE_RANK, *arguments)
-    wait_until(lambda: len(node.notes("began")) == 2 and node.notes("acted"), what="a second life")
-    assert node.ended(1)[::2] == ("interrupted", "SIGUSR2 received")
+    wait_until(lambda: "starting again" in node.err(process), what="the preemption")
+    before = len(node.notes("sealed"))
+    wait_until(lambda: len(node.notes("sealed")) > before, what="the next life to train")
     process.terminate()
     ended = node.wait(process)
     assert ended.code == 75, ended.err
-    assert node.ended(2)[::2] == ("interrupted", "SIGTERM received")
-    assert "preempting: SIGUSR2" in said(ended)
+    assert "preempting: SIGUSR2, and 30 s of grace" in said(ended)
+    *others, last = node.notes("began")
+    assert node.ended(last["number"])[::2] == ("interrupted", "SIGTERM received")
+    assert [node.ended(one["number"])[::2] for one in others] == [("interrupted", "SIGUSR2 received")] * len(others)
+    assert len(others) <= 1
     node.assert_nothing_is_left()
 
 
@@ -144,16 +149,16 @@ def test_a_script_that_fails_at_once_is_not_started_again(node: Node) -> None:
 
 
 def test_a_job_that_was_killed_at_the_deadline_is_not_finished(node: Node) -> None:
-    """A daemon that hangs is killed with its ranks when the grace time is over, and the job is started again.
-
-    Killing it is no exit code 0.
-    """
-    text = "if life == 1: os.kill(os.getppid(), signal.SIGSTOP); time.sleep(600)"
-    process = autoresume_run(node, "--preempt-after", "1.0", "--grace", "1", script(node, text), node.folder)
+    """A daemon that hangs is killed with its ranks when the grace time is over: killing it is no exit code 0."""
+    hang = script(node, "os.kill(os.getppid(), signal.SIGSTOP); time.sleep(600)")
+    process = autoresume_run(node, "--grace", "1", hang, node.folder)
+    daemon = child_of(process, "node")
+    wait_until(lambda: daemon.status() == psutil.STATUS_STOPPED, what="the daemon to hang")
+    process.terminate()
     ended = node.wait(process)
     assert "the grace time is over: killing the job" in said(ended)
-    assert (ended.code, lives(node)) == (0, 2), ended.err
-    node.assert_nothing_is_left()
+    assert (ended.code != 0, lives(node)) == (True, 1), ended.err
+    assert [one.cmdline() for one in node.processes()] == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

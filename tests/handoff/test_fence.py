@@ -152,6 +152,23 @@ def test_the_strongest_wish_counts(make: Callable[[int], Pair]) -> None:
     assert daemon.wishes() is Order.NOTHING
 
 
+def test_an_obeyed_order_takes_its_wish_with_it(make: Callable[[int], Pair]) -> None:
+    """A rank wishes for a save until it gets one: what it wished for on the way is not a second save.
+
+    A stop that it wishes for meanwhile is another matter: a save does not answer it.
+    """
+    daemon, (rank,) = make(1)
+    rank.at(1)
+    assert daemon.propose(1, Order.SAVE) == 2
+    rank.wish(Order.SAVE)
+    assert rank.at(2) is Order.SAVE
+    assert daemon.wishes() is Order.NOTHING
+    assert daemon.propose(1, Order.SAVE) == 3
+    rank.wish(Order.STOP)
+    assert rank.at(3) is Order.SAVE
+    assert daemon.wishes() is Order.STOP
+
+
 def test_ranks_see_the_daemons_heart(make: Callable[[int], Pair]) -> None:
     """Each beat is newer than the one before."""
     daemon, (rank,) = make(1)

@@ -51,7 +51,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--accident", default="", help="kill, exit, segfault, fail, leave, hang, child, none")
     parser.add_argument("--wish", choices=["", "once", "always"], default="", help="from --at on rank 0 wishes saves")
     parser.add_argument("--hang-at-start", action="store_true", help="never come to the first boundary")
-    parser.add_argument("--lockstep", action="store_true", help="no rank is more than a step ahead of another one")
+    parser.add_argument("--lockstep", action="store_true", help="all ranks end their steps together")
     return parser.parse_args()
 
 
@@ -160,13 +160,13 @@ class FakeRank:
         sys.exit(0)
 
     def _keep_step(self, step: int) -> None:
-        """Ranks that train together end their steps together, more or less."""
+        """Ranks that train together end their steps together, since each waits for all gradients."""
         if not self.options.lockstep:
             return
         mine = self.folder / f"at-{self.life}-{self.rank}"
         mine.write_text("x" * step)
         others = [self.folder / f"at-{self.life}-{rank}" for rank in range(self.world_size)]
-        self._wait(lambda: all(other.exists() and other.stat().st_size >= step - 1 for other in others))
+        self._wait(lambda: all(other.exists() and other.stat().st_size >= step for other in others))
 
     def _boundary(self, step: int) -> Order:
         """As Session.boundary: first the wish, then the fence."""

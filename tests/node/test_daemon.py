@@ -237,15 +237,18 @@ def test_steps_may_be_as_short_as_they_like(node: Node) -> None:
 # -- saves that a rank wishes -----------------------------------------------------------------------
 
 
-def test_a_save_that_is_due_is_taken_once_by_all(node: Node) -> None:
-    """Rank 0 says at each boundary that a save is due, until it is taken: that is one save, and all ranks take it."""
-    ended = node.run(
-        "--steps", 25, "--wish", "once", "--at", 10, "--lockstep", "--skew", "0.03", "--keep", 100, ranks=2
-    )
+@pytest.mark.parametrize("skew", [0, 0.03])
+def test_a_save_that_is_due_is_taken_once_by_all(node: Node, skew: float) -> None:
+    """Rank 0 says at each boundary that a save is due, until it is taken: that is one save, and all ranks take it.
+
+    Whether the ranks come to their boundaries together, or one well after the other.
+    """
+    arguments = ["--steps", 30, "--wish", "once", "--at", 10, "--lockstep", "--pause", "0.01", "--keep", 100]
+    ended = node.run(*arguments, "--skew", skew, ranks=2)
     assert ended.code == 0, ended.err
     assert node.acted(0) == node.acted(1)
     assert [order for _, order in node.acted()] == ["SAVE"]
-    assert node.steps_saved() == [25, node.acted()[0][0]]
+    assert node.steps_saved() == [30, node.acted()[0][0]]
 
 
 def test_every_save_is_taken_by_all_or_none(node: Node) -> None:

@@ -226,15 +226,28 @@ def test_ranks_that_are_ready_are_told_at_once(row: list[tuple[float, Event, int
 
 
 @given(st.lists(answers, max_size=40))
-def test_a_refused_order_is_wanted_until_it_is_accepted(accepted: list[int | None]) -> None:
-    """Each refusal moves the proposal further ahead, up to a bound, and an acceptance is the end of it."""
+def test_a_refused_order_is_wanted_until_it_is_accepted(given_answers: list[int | None]) -> None:
+    """Each refusal moves the proposal further ahead, and an acceptance is the end of it."""
     state, _ = policy.step(State(), policy.Wished(), 0.0)
-    ahead = 1
-    for answer in accepted:
-        state, actions = policy.step(state, policy.Tick(ready=True, idle=False), 1.0)
-        assert [(action.kind, action.order, action.ahead) for action in actions] == [(Kind.PROPOSE, Order.SAVE, ahead)]
+    before = 0
+    for answer in given_answers:
+        state, (action,) = policy.step(state, policy.Tick(ready=True, idle=False), 1.0)
+        assert (action.kind, action.order) == (Kind.PROPOSE, Order.SAVE)
+        assert before <= action.ahead <= max(1, 2 * before)
+        before = action.ahead
         state, _ = policy.step(state, policy.Proposed(answer), 1.0)
         if answer is not None:
             assert policy.step(state, policy.Tick(ready=True, idle=False), 1.0) == (state, [])
             return
-        ahead = min(policy.MOST_AHEAD, ahead * 2)
+
+
+@pytest.mark.parametrize("steps", [1, 100, 20_000])
+def test_no_ranks_are_too_quick_to_be_stopped(steps: int) -> None:
+    """Ranks that make 20,000 steps while one proposal is made (10 ms, half a microsecond each) are caught in 20."""
+    state, _ = policy.step(State(), policy.Signalled("SIGTERM", 30.0), 0.0)
+    for refused in range(20):
+        state, (action,) = policy.step(state, policy.Tick(ready=True, idle=False), refused * 0.02)
+        if action.ahead > steps:
+            return
+        state, _ = policy.step(state, policy.Proposed(None), refused * 0.02)
+    pytest.fail(f"after 20 refusals the proposal is {action.ahead} steps ahead")

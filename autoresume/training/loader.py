@@ -538,8 +538,9 @@ def make_loader(
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         if fetched_ahead:
             raise UsageError(
-                "an iterable dataset can't go back to a batch that the loop had fetched and not trained on: fetch "
-                "no batches ahead of run.step(), or use a dataset with __getitem__ and __len__"
+                f"fetched_ahead={fetched_ahead}: an iterable dataset can't go back to a batch that the loop had "
+                "fetched and not trained on. Fetch no batches ahead of run.step(), or use a dataset with __getitem__ "
+                "and __len__"
             )
         if shuffle:
             raise UsageError("an iterable dataset can't be shuffled by its loader; shuffle inside of the dataset")

@@ -1,0 +1,63 @@
+"""Two ranks. Arguments: who makes the process group ("own", "backend", "none"), and what else is done:
+"plain", "ema" (on rank 0 alone), "evaluate" (on rank 0 alone), "late" (rank 1 has an object of its own)."""
+
+import sys
+
+import nasty
+import torch
+import torch.distributed as dist
+from parts import Model, Numbers, evaluate, train_step
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler
+
+from autoresume import Run, autoresume
+
+GROUP, WHAT = sys.argv[1:3]
+
+
+@autoresume(backend="gloo" if GROUP == "backend" else None)
+def main(run: Run) -> None:
+    if GROUP == "own":
+        dist.init_process_group("gloo")
+    run.seed(3)
+    model = Model()
+    if GROUP != "none":
+        # Each rank normalises by its own statistics: the buffers differ from rank to rank.
+        model = DistributedDataParallel(model, broadcast_buffers=False)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    run.track(model=model, optimizer=optimizer)
+    ema = None
+    if WHAT == "ema" and run.rank == 0:
+        ema = torch.optim.swa_utils.AveragedModel(model.module)
+        run.track(ema=ema)
+    torch.manual_seed(10 + run.rank)  # dropout differs
+    data = Numbers(28)
+    if GROUP == "own":
+        sampler = DistributedSampler(data, shuffle=True)
+        train = DataLoader(data, batch_size=4, sampler=sampler)
+    else:
+        train = run.loader(data, batch_size=4, shuffle=True)
+    tests = DataLoader(Numbers(7, augment=False), batch_size=4)
+    for _ in run.epochs(3):
+        for x in run.batches(train):
+            loss = train_step(model, optimizer, x)
+            if ema is not None:
+                ema.update_parameters(model.module)
+            run.log(loss=loss, first=x[0, 0].item())
+            if WHAT == "late" and run.rank == 1:
+                run.state.setdefault("seen", []).append(x[0, 0].item())
+            nasty.place(run.step_count + 1)
+        if WHAT == "evaluate" and run.rank == 0:
+            inner = getattr(model, "module", model)
+            run.log(test=evaluate(inner, tests), draw=torch.rand(()).item())
+    nasty.finish(
+        model=model,
+        optimizer=optimizer,
+        ema=ema,
+        mean=getattr(model, "module", model).inner[1].running_mean,
+        seen=run.state.get("seen"),
+        samples=run.samples,
+    )
+
+
+main()

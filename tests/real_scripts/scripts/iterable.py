@@ -1,0 +1,46 @@
+"""Datasets without places. Arguments: kind ("stateful", "peek", "foreign", "list"), workers."""
+
+import sys
+
+import nasty
+import torch
+from parts import Model, train_step
+from stream import Stream
+from torch.utils.data import DataLoader, IterableDataset
+
+from autoresume import Run, autoresume
+
+
+class Endless(IterableDataset):
+    """No state, and noise from torch's global generator."""
+
+    def __iter__(self):
+        for number in range(14):
+            yield torch.rand(4) + number
+
+
+@autoresume
+def main(run: Run) -> None:
+    kind, workers = sys.argv[1], int(sys.argv[2])
+    run.seed(3)
+    model = Model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    run.track(model=model, optimizer=optimizer)
+    if kind in ("stateful", "peek"):
+        loader = run.loader(Stream(), batch_size=4, num_workers=workers)
+    elif kind == "foreign":
+        loader = DataLoader(Endless(), batch_size=4, num_workers=workers)
+    else:
+        loader = [torch.full((4, 4), float(number)) + torch.arange(4.0)[:, None] for number in range(4)]
+    for epoch in run.epochs(3):
+        if kind == "peek":
+            assert next(iter(loader)).shape == (4, 4)
+        for x in run.batches(loader):
+            if len(x) < 2:
+                continue
+            run.log(loss=train_step(model, optimizer, x), first=x[0, 0].item(), epoch=epoch)
+            nasty.place(run.step_count + 1)
+    nasty.finish(model=model, optimizer=optimizer, steps=run.step_count)
+
+
+main()

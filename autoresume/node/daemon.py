@@ -34,6 +34,8 @@ from autoresume.storage.local import LocalStorage
 log = logging.getLogger("autoresume")
 
 _TURN_SECONDS = 0.01
+_LOOK_SECONDS = 0.05
+"""How often processes are looked at, which costs more than looking at shared memory."""
 _CAUSE_SECONDS = 1.0
 """A rank that is gone without a word within this time of another's error is the cause of that error."""
 
@@ -67,6 +69,7 @@ class NodeDaemon:
         self.child: subprocess.Popen[bytes] | None = None
         self._taken: frozenset[int] = frozenset()
         self._stepped = False
+        self._next_look = 0.0
 
     def run(self) -> int:
         """Start the ranks and stay until they are gone and everything sealed is settled; the exit code."""
@@ -114,9 +117,12 @@ class NodeDaemon:
             assert self.child is not None
             self.child.send_signal(user.first)  # Ctrl-C is the user's: the ranks get their KeyboardInterrupt
             user.clear()
-        self._greetings()
         self.custodian.look()
-        self._deaths()
+        if time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + _LOOK_SECONDS
+            self._greetings()
+            self._deaths()
+            processes.reap(self.child.pid if self.child else None)
         settled = self.fence.settled()  # before the wishes: one that has just been obeyed does not count
         wish = self.fence.wishes()
         if wish:
@@ -127,7 +133,6 @@ class NodeDaemon:
                 self._happened(policy.Wished())  # else it is being taken: a rank wishes until it has it
         self._stepped = self._stepped or not self._idle()
         self._happened(policy.Tick(ready=self._ready(), idle=self._idle()))
-        processes.reap(self.child.pid if self.child else None)
         code = self.child.poll() if self.child else 0
         if code is not None:
             code = code if code >= 0 else 128 - code

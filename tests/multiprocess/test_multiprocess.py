@@ -11,6 +11,7 @@ import pytest
 
 SCRIPT = Path(__file__).with_name("train.py")
 STEPS = 4 * 12
+pytestmark = pytest.mark.timeout(600)
 
 
 def launch(folder: Path, command: list[str], memory: Path, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -23,7 +23,7 @@ def launch(folder: Path, command: list[str], memory: Path, **variables: str) -> 
         **variables,
     }
     return subprocess.run(
-        [sys.executable, "-m", *command], env=environment, capture_output=True, text=True, timeout=150
+        [sys.executable, "-m", *command], env=environment, capture_output=True, text=True, timeout=500
     )
 
 
@@ -150,7 +150,7 @@ def lives_once_gone(folder: Path) -> list[dict]:
         for p in psutil.process_iter(["environ"])
         if (p.info["environ"] or {}).get("AUTORESUME_RUN_DIR") == str(folder)
     ]
-    psutil.wait_procs(mine, timeout=60)
+    psutil.wait_procs(mine, timeout=200)
     return lives(folder)
 
 

@@ -34,6 +34,7 @@ def spawn(
     libc = ctypes.CDLL(None)  # loaded before the fork: the child may do little
 
     def before_exec() -> None:
+        signal.signal(when_we_die, signal.SIG_DFL)  # under nohup it is ignored, and that would be inherited
         libc.prctl(PR_SET_PDEATHSIG, int(when_we_die), 0, 0, 0)
 
     return subprocess.Popen(command, env=dict(environment), start_new_session=True, preexec_fn=before_exec)

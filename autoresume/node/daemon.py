@@ -127,6 +127,7 @@ class NodeDaemon:
         wish = self.fence.wishes()
         if wish:
             self.fence.forget_wishes()
+            self._deaths()  # torchrun tells the others after one has died: look at that first
             if wish is Order.STOP and not self._falls_apart():
                 self._stop("a signal to stop reached a rank")
             elif wish is Order.SAVE and settled:

@@ -65,9 +65,9 @@ def _wrap(function: Callable[..., Any], options: dict[str, Any]) -> Callable[...
             return result
         except SystemExit as error:
             if error.code in (None, 0):
-                run.close(
-                    "ended", "the script left by sys.exit(0); it counts as unfinished, and goes on when started again"
-                )
+                why = "the script left by sys.exit(0): it counts as unfinished, and goes on when it is started again"
+                log.warning("%s", why)
+                run.close("ended", why)
             run.close("failed", f"SystemExit({error.code!r})")
             raise
         except AutoresumeError as error:

@@ -13,6 +13,14 @@ class ResumableRange:
     def __init__(self, value: int | None = None) -> None:
         self.value = value
         self._resume = value is not None
+        self.inner: set[ResumableRange] = set()
+        """Ranges that were begun in a turn of this one."""
+
+    def forget(self) -> None:
+        """The outer loop is in another turn: this one begins anew."""
+        self.value, self._resume = None, False
+        for inner in self.inner:
+            inner.forget()
 
     def iterate(self, *bounds: int) -> Iterator[int]:
         values = range(*bounds)
@@ -25,7 +33,10 @@ class ResumableRange:
                 begin = len(values)
             else:
                 raise UsageError(f"the run was interrupted at {self.value}, which {values} does not contain")
-        for value in values[begin:]:
+        for turn, value in enumerate(values[begin:]):
+            if turn:
+                for inner in self.inner:
+                    inner.forget()
             self.value = value
             yield value
         # Past the end, so that an interruption after the loop does not enter its last turn again.

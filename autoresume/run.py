@@ -81,6 +81,8 @@ class Run:
         self._promised: set[str] = set()
         self._loaders: dict[str, Positioned] = {}
         self._ranges: dict[str, ResumableRange] = {}
+        self._open_ranges: list[ResumableRange] = []
+        self._told_of_range = False
         self._pending: dict[str, Any] = {}
         self._pending_own: dict[str, Any] = {}
         self._rng: dict[str, Any] | None = None
@@ -182,7 +184,7 @@ class Run:
             drop_last=drop_last,
             rank=self.rank,
             world_size=self.world_size,
-            seed=rng.mix(self._data_seed, len(self._loaders)),
+            seed=self._seed_of(name),
             fetched_ahead=fetched_ahead,
             before_first=self._before_first,
             options=options,
@@ -275,8 +277,11 @@ class Run:
 
     def _set_data_seed(self, seed: int) -> None:
         self._data_seed = seed
-        for index, loader in enumerate(self._loaders.values()):
-            loader.reseed(rng.mix(seed, index))
+        for name, loader in self._loaders.items():
+            loader.reseed(self._seed_of(name))
+
+    def _seed_of(self, loader: str) -> int:
+        return rng.mix(self._data_seed, *loader.encode())  # by name: the order of their making may change
 
     def _settle_reductions(self, found: Restored | None) -> None:
         """Let DDP add up gradients in the order in which it did before the interruption, bit for bit."""
@@ -300,12 +305,12 @@ class Run:
         target = self._objects[name]
         if _is_meta(target):
             # Nothing to load into yet. Its first forward pass is the last moment to do it.
-            target.register_forward_pre_hook(lambda module, _: self._load_materialised(name))
+            target.register_forward_pre_hook(lambda module, _: self._load_materialised())
             return
         restore.load(name, target, self._pending.pop(name))
 
-    def _load_materialised(self, name: str) -> None:
-        if name in self._pending:
+    def _load_materialised(self) -> None:
+        for name in [name for name in self._pending if name in self._objects and not _is_meta(self._objects[name])]:
             restore.load(name, self._objects[name], self._pending.pop(name))
 
     def _before_first(self) -> None:
@@ -327,6 +332,7 @@ class Run:
         """
         ours = self._positioned(loader)
         self.restore()
+        self._load_materialised()
         while True:
             ours.advance()
             self._epoch = epoch = ours.epoch
@@ -352,6 +358,7 @@ class Run:
     def steps(self, count: int) -> Iterator[int]:
         """Step numbers from where the run stands up to `count`; each turn ends at a step boundary."""
         self.restore()
+        self._load_materialised()
         while self.step_count < count:
             self._before_first()
             yield self.step_count
@@ -363,7 +370,24 @@ class Run:
         made = self._ranges.get(name)
         if made is None:
             made = self._ranges[name] = ResumableRange(self._pending_own.get("ranges", {}).pop(name, None))
-        return made.iterate(*bounds)
+        return self._turns(made, bounds)
+
+    def _turns(self, made: ResumableRange, bounds: tuple[int, ...]) -> Iterator[int]:
+        if self._open_ranges:
+            self._open_ranges[-1].inner.add(made)
+        self._open_ranges.append(made)
+        try:
+            for value in made.iterate(*bounds):
+                before = self.step_count
+                yield value
+                if self.step_count == before + 1 and not self._loaders and not self._told_of_range:
+                    self._told_of_range = True
+                    log.warning(
+                        "each turn of run.range ends with run.step(): a turn that is interrupted there is entered "
+                        "again after the resume. Use `for step in run.steps(count)`, which ends its turns by itself."
+                    )
+        finally:
+            self._open_ranges.remove(made)
 
     def epochs(self, count: int) -> Iterator[int]:
         """Epochs from where the run stands up to `count`, for loops of one's own; sets `run.epoch`."""

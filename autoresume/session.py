@@ -226,6 +226,7 @@ class Session:
         if self._last_boundary is not None:
             self._step_seconds += 0.2 * (now - self._last_boundary - self._step_seconds)
         self._last_boundary = now
+        self.trap.install()  # a framework may have put its own handlers on since
         if self.stale is not None:
             raise StaleIncarnation(self.stale)
         wish = Order.NOTHING

@@ -183,8 +183,8 @@ class RunLoader:
         active = active or self._ended  # a prefetcher drops its iterator at its end, and still holds a batch
         if active is None:
             return 0
-        self._ahead_rng = active.held_rng(self.fetched_ahead)
         epoch, position = active.consumed(self.fetched_ahead)
+        self._ahead_rng = active.held_rng()
         moved = (epoch - self.epoch) * self.order.epoch_samples + position - self.position
         self.epoch, self.position = epoch, position
         return max(0, moved)
@@ -228,6 +228,10 @@ class _RunIterator:
         self.tracked = tracked
         # Where each batch handed out ended, back to as many as may have been fetched ahead.
         self.ends = [position]
+        self.held = 0
+        """Batches handed out and not consumed, as of the last boundary."""
+        self.unseen = 0
+        """Batches handed out since then."""
         self.exhausted = False
         # Without workers a batch is drawn with the rank's own generators: those of held batches are kept.
         self._keeps_rng = tracked and owner.fetched_ahead > 0 and not owner.loader.num_workers
@@ -249,8 +253,7 @@ class _RunIterator:
         if self._again:
             now = rng.get()  # the batch that was held at the checkpoint is drawn as it was then
             rng.put(self._again.pop(0))
-        if self._keeps_rng:
-            self._drawn_with = [*self._drawn_with[-self.owner.fetched_ahead :], rng.get()]
+        before = rng.get() if self._keeps_rng else None
         try:
             batch = next(self.batches)
         except StopIteration:
@@ -259,25 +262,29 @@ class _RunIterator:
         finally:
             if now is not None:
                 rng.put(now)
+        if before is not None:
+            self._drawn_with = [*self._drawn_with[-self.owner.fetched_ahead :], before]
+        self.unseen += 1
         if self.tracked:
             self.owner._active = weakref.ref(self)
         self.ends = [*self.ends[-self.owner.fetched_ahead - 1 :], self.owner.order.after(self.ends[-1])]
         return batch
 
-    def held_rng(self, ahead: int) -> list[Any]:
+    def held_rng(self) -> list[Any]:
         """The generators' states before each fetch of a batch that is held now, oldest first."""
-        return self._drawn_with[-ahead:] if self._keeps_rng and not self.exhausted else []
+        return self._drawn_with[-self.held :] if self._keeps_rng and self.held else []
 
     def consumed(self, ahead: int) -> tuple[int, int]:
         self.stepped = True
-        if self.exhausted:  # nothing more was fetched, so that one batch less is held at each boundary
-            return self.epoch, self.ends[-1]
-        return self.epoch, self.ends[-1 - ahead] if len(self.ends) > ahead else self.ends[0]
+        handed_out, self.unseen = self.held + self.unseen, 0
+        # At the end nothing more is fetched, so that one batch less is held at each boundary.
+        self.held = max(0, handed_out - 1) if self.exhausted else min(ahead, handed_out)
+        return self.epoch, self.ends[-1 - self.held]
 
     def _finish(self) -> None:
         owner = self.owner
         nothing_left = owner.epoch == self.epoch and owner.order.over(owner.position)
-        if self.tracked and (self.stepped or nothing_left or owner.driven):
+        if self.tracked and (self.stepped or nothing_left or owner.driven or owner.fetched_ahead):
             owner._over, owner._ended = True, self
         elif owner._active is not None and owner._active() is self:
             owner._active = None  # an evaluation, from end to end between two boundaries, moves nothing
@@ -310,6 +317,7 @@ class StatefulRunLoader:
         self._over = False
         self._unread = 0
         self._between = True
+        self.driven = False
 
     def reseed(self, seed: int) -> None:
         """An iterable dataset brings its own order."""
@@ -319,14 +327,20 @@ class StatefulRunLoader:
             self.epoch, self._over, self._restored, self._between = self.epoch + 1, False, None, True
 
     def drive(self) -> Iterator[Any]:
-        return iter(self)
+        self.driven = True
+        return self._pass()
 
     def __iter__(self) -> Iterator[Any]:
+        return iter(self.loader) if self.driven else self._pass()
+
+    def _pass(self) -> Iterator[Any]:
         self.advance()
         if self._empty:
             self._empty, self._over = False, True
             self._before_first()
             return
+        if self._restored is not None and self._between:
+            self.loader.load_state_dict(self._restored)  # here: a look at the loader would take it away
         batches = iter(self.loader)
         while True:
             self._before_first()
@@ -345,14 +359,19 @@ class StatefulRunLoader:
 
     def state_dict(self) -> dict[str, Any]:
         state = self._restored if self._between or self._over else self.loader.state_dict()
-        return {"kind": "stateful", "epoch": self.epoch, "state": state, "over": self._over or self._empty}
+        return {
+            "kind": "stateful",
+            "epoch": self.epoch,
+            "state": state,
+            "over": self._over or self._empty,
+            "driven": self.driven,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state.get("kind") != "stateful":
             raise UsageError(f"this loader was a {state.get('kind')} loader when the checkpoint was written")
         self.epoch, self._restored, self._empty = int(state["epoch"]), state["state"], bool(state["over"])
-        if self._restored is not None and not self._empty:
-            self.loader.load_state_dict(self._restored)
+        self.driven = bool(state["driven"])
 
     def end(self) -> None:
         """Its workers are found among this process's children."""
@@ -400,7 +419,7 @@ class ForeignLoader:
             _put_generators(self.loader, self._at_begin["own"])
         self._at_begin = {"global": rng.get(), "own": _get_generators(self.loader)}
         source, rest = _skipping(self.loader, self.epoch, skip)
-        batches = iter(source)
+        batches = self._iterated(source)
         for sampler in (getattr(source, "batch_sampler", None), getattr(source, "sampler", None)):
             if isinstance(sampler, _Skipped):
                 sampler.skip()
@@ -424,6 +443,23 @@ class ForeignLoader:
                 return
             self._handed_out += 1
             yield batch
+
+    def _iterated(self, source: Iterable[Any]) -> Iterator[Any]:
+        """A DataLoader with persistent workers draws their seed at the first iter() of a process: in a later epoch
+        of the run it would have drawn none, so that a resumed process may not draw one either."""
+        if (
+            not isinstance(source, DataLoader)
+            or not getattr(self.loader, "persistent_workers", False)
+            or self.epoch == 0
+            or source._iterator is not None
+        ):
+            return iter(source)
+        kept = source.__dict__["generator"]
+        source.__dict__["generator"] = torch.Generator()  # the sampler has its own, or the global one
+        try:
+            return iter(source)
+        finally:
+            source.__dict__["generator"] = kept
 
     def commit(self) -> int:
         batches = self._handed_out - self.position

@@ -119,6 +119,7 @@ class Saver:
             form = tuple(
                 (name, id(value), len(value.state) if isinstance(value, torch.optim.Optimizer) else 0)
                 for name, value in objects.items()
+                if isinstance(value, (torch.nn.Module, torch.optim.Optimizer))
             )
             if form != self._known_for:
                 self._known, self._known_for = known_equal_storages(objects), form

@@ -44,7 +44,9 @@ class pickled(Generic[T]):
 
     def load(self, data: bytes) -> None:
         value = importlib.import_module("pickle").load(io.BytesIO(data))
-        if type(value) is type(self.value) and hasattr(self.value, "__dict__"):
+        # Not by identity: cloudpickle makes a class of __main__ anew.
+        same = [(kind.__module__, kind.__qualname__) for kind in (type(value), type(self.value))]
+        if same[0] == same[1] and hasattr(self.value, "__dict__"):
             self.value.__dict__.clear()
             self.value.__dict__.update(value.__dict__)
         else:

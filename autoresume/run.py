@@ -611,11 +611,16 @@ class _Own:
 
 
 def default_directory(arguments: list[str], folder: Path) -> Path:
-    """runs/<script>, and a digest of the arguments if there are any: the same command is the same run."""
+    """runs/<script>, with a digest of what else makes the command: arguments, and a script that lies elsewhere.
+
+    The same command is the same run, and another script of the same name is another.
+    """
     from autoresume.format.digest import digest
 
     stem = Path(arguments[0]).stem if arguments and arguments[0] else "interactive"
-    rest = "\0".join(arguments[1:])
+    path = folder / arguments[0] if arguments and arguments[0] else folder / stem
+    elsewhere = [] if path.resolve().parent == folder.resolve() else [os.path.relpath(path.resolve(), folder.resolve())]
+    rest = "\0".join([*elsewhere, *arguments[1:]])
     return folder / "runs" / (f"{stem}-{digest(rest.encode())[:8]}" if rest else stem)
 
 

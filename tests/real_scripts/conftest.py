@@ -25,7 +25,6 @@ KNOWN_GAPS = {
         f"test_loader_made_anew_for_each_epoch[{kind}]": "a loader made anew in each epoch needs a name"
         for kind in ("run", "foreign", "iterable")
     },
-    "test_two_scripts_of_one_name": "two scripts of one name in one folder share a default run directory",
 }
 """Traps that are not mended yet, each with its reason; docs/roadmap.md lists them for users."""
 

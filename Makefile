@@ -1,9 +1,12 @@
-# Two commands: `make demo` shows it, `make test` proves it. Both make their own environment.
+# `make demo` shows it, `make test` proves it, `make bench` measures it. Each makes its own environment.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check unit environment clean
+BENCH_VENV ?= .venv-bench
+BENCH_ARGS ?=
+
+.PHONY: demo test check unit bench environment clean
 
 demo: environment
 	$(BIN)/python demo/demo.py
@@ -17,8 +20,14 @@ check: environment
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Three at a time on two cores: jobs on Slurm mostly wait. Byte code is kept, since each of some thousand processes would
+# compile it again.
 unit: environment
-	$(BIN)/pytest -n 2 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 3 --dist worksteal
+
+# About 20 minutes on 2 cores; BENCH_ARGS=--full for more, BENCH_ARGS=--quick to see whether all works.
+bench: $(BENCH_VENV)/.installed
+	$(BENCH_VENV)/bin/python -m benchmarks.run $(BENCH_ARGS)
 
 environment: $(VENV)/.installed
 
@@ -29,5 +38,17 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# The peers come on top of the project's environment, which stays as it is; torch is the same one for all. A peer that
+# can't be installed is left out here, and is named in the results.
+$(BENCH_VENV)/.installed: $(VENV)/.installed benchmarks/requirements.txt
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(BENCH_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
+	grep -v '^#' benchmarks/requirements.txt | while read -r peer; do \
+		$(BENCH_VENV)/bin/python -m pip install --quiet --constraint constraints.txt "$$peer" \
+			|| echo "$$peer can't be installed: it will be missing in the results"; \
+	done
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo-run
+	rm -rf $(VENV) $(BENCH_VENV) demo-run benchmarks/output

@@ -1,7 +1,8 @@
 """`@autoresume` and `start()`: the two ways into a run.
 
 Law: the wrapped function sees a run that is open and restores when it asks; it ends in exactly one of:
-finished (it returned), interrupted (exit code 75), failed (its own exception, unchanged).
+finished (it returned, or called `run.finish()`), interrupted (exit code 75), failed (its own exception,
+unchanged), ended (it left by sys.exit(0) before its end: unfinished, with its own exit code).
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
+from autoresume.beginning import check, folder_of
+from autoresume.command import configure_logging, default_directory, take_restore_arguments
 from autoresume.errors import AutoresumeError, UsageError
 from autoresume.options import load
-from autoresume.run import Run, configure_logging, default_directory
+from autoresume.run import Run
 from autoresume.session import Session
 
 log = logging.getLogger("autoresume")
@@ -53,6 +56,11 @@ def autoresume(function: Any = None, /, **options: Any) -> Any:
 
 def _wrap(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
     takes_run = _takes_run(function)
+    try:
+        take_restore_arguments()  # before the script looks at its command line
+    except AutoresumeError as error:
+        configure_logging()
+        _leave_with(error)
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -64,11 +72,7 @@ def _wrap(function: Callable[..., Any], options: dict[str, Any]) -> Callable[...
             run.finish()
             return result
         except SystemExit as error:
-            if error.code in (None, 0):
-                why = "the script left by sys.exit(0): it counts as unfinished, and goes on when it is started again"
-                log.warning("%s", why)
-                run.close("ended", why)
-            run.close("failed", f"SystemExit({error.code!r})")
+            _left_by(run, error)
             raise
         except AutoresumeError as error:
             run.close("failed", str(error))
@@ -106,16 +110,18 @@ def start(**options: Any) -> Run:
         previous(kind, error, trace)
 
     sys.excepthook = hook
-    atexit.register(run.close, "ended", "the script ended without run.finish(); it goes on when started again")
+    atexit.register(_left_by, run, None)
     return run
 
 
 def _open(options: dict[str, Any]) -> Run | None:
     configure_logging()
     try:
-        loaded = load(options, folder=_LAUNCH_FOLDER)
-        folder = Path(loaded.run_dir) if loaded.run_dir else default_directory(sys.argv, _LAUNCH_FOLDER)
-        session = Session(loaded, _LAUNCH_FOLDER / folder)
+        loaded = load(options, folder=_LAUNCH_FOLDER, restore=take_restore_arguments())
+        default = default_directory(sys.argv, _LAUNCH_FOLDER, loaded.restore)
+        folder = folder_of(loaded, default, _LAUNCH_FOLDER)
+        check(loaded, folder, _LAUNCH_FOLDER)
+        session = Session(loaded, folder, _LAUNCH_FOLDER)
     except AutoresumeError as error:
         _leave_with(error)
         raise
@@ -124,8 +130,9 @@ def _open(options: dict[str, Any]) -> Run | None:
         session.trap.restore()
         if session.ranks.rank == 0:
             log.info(
-                "the run in %s is finished: it ended after step %s. To start a new one, give another run_dir (in the "
-                "decorator, or AUTORESUME_RUN_DIR), or move the folder away.",
+                "the run in %s is finished: it ended after step %s. To train on, for more epochs, say, start it with "
+                "--restore.mode continue; to start a new one, give another run_dir (in the decorator, or "
+                "AUTORESUME_RUN_DIR), or move the folder away.",
                 session.folder,
                 record.ended["step"],
             )
@@ -152,6 +159,32 @@ def _ended_by(run: Run, error: BaseException) -> None:
         run.close("interrupted", why)
         raise SystemExit(code) from error
     run.close("failed", f"{type(error).__name__}: {error}")
+
+
+def _left_by(run: Run, error: SystemExit | None) -> None:
+    """Record that the script left by itself before its end. It is not finished: the record says so, not the exit code,
+    which is the script's own. Raises SystemExit where a stop signal was the cause."""
+    if run.over:
+        return
+    step = f"after step {run.step_count}"
+    if error is not None and error.code not in (None, 0):
+        run.close("failed", f"SystemExit({error.code!r})")
+    elif run.should_stop:
+        # A handler of the script's own that leaves by sys.exit(0): for whoever started it, that is no success.
+        why = f"the script left by itself {step}, after {run.session.trap.first!r}"
+        log.warning("%s; the last checkpoint counts", why)
+        code = run.session.exit_code
+        run.close("interrupted", why)
+        if error is not None:
+            raise SystemExit(code) from error
+    else:
+        why = f"the script left by itself {step}, without run.finish()"
+        log.warning(
+            "%s: it is unfinished, and goes on from its last checkpoint when it is started again. If the training is "
+            "over at that place, call run.finish() there.",
+            why,
+        )
+        run.close("ended", why)
 
 
 def _takes_run(function: Callable[..., Any]) -> bool:

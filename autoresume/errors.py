@@ -10,8 +10,11 @@ EXIT_FINISHED = 0
 EXIT_INTERRUPTED = 75
 """Interrupted and resumable: sysexits.h's EX_TEMPFAIL, "try again later"."""
 
-EXIT_NO_STEP = 70
-"""From the node daemon alone: the ranks failed before their first step, so that trying again mends nothing."""
+EXIT_HOPELESS = 70
+"""From the node daemon alone: trying again would mend nothing; it has said why."""
+
+EXIT_STOPPED = 76
+"""From the node daemon alone: interrupted and resumable, but its user asked it to stop: not to be started again."""
 
 
 class AutoresumeError(Exception):
@@ -44,6 +47,10 @@ class StaleIncarnation(AutoresumeError):
 
 class StorageFull(AutoresumeError):
     """Not enough free space for a checkpoint. Nothing that exists was deleted."""
+
+
+class StorageFailed(AutoresumeError):
+    """A checkpoint could not be written for another reason than space. Nothing that exists was deleted."""
 
 
 class AgreementError(AutoresumeError):

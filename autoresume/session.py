@@ -15,13 +15,17 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autoresume.cadence import Cadence
-from autoresume.checkpoint import incarnation, sidefiles
+from autoresume import beginning, code, spans, srun
+from autoresume.beginning import Beginning
+from autoresume.cadence import Cadence, lived, time_between_failures
+from autoresume.checkpoint import incarnation, requests, sidefiles
 from autoresume.checkpoint.incarnation import Incarnation
+from autoresume.command import whole
 from autoresume.errors import (
     EXIT_INTERRUPTED,
     AgreementError,
@@ -31,11 +35,14 @@ from autoresume.errors import (
     UsageError,
 )
 from autoresume.format import names
+from autoresume.format.manifest import Labels
 from autoresume.format.names import CheckpointName
 from autoresume.handoff.fence import Order, Phase, RankFence
-from autoresume.handoff.mailbox import NODE_FOLDER_VARIABLE, Mailbox
 from autoresume.handoff.signals import SignalTrap, when_parent_dies
+from autoresume.heart import Heart
 from autoresume.options import Options
+from autoresume.parent import Parent
+from autoresume.spans import span
 from autoresume.storage.local import LocalStorage
 from autoresume.training import agreement, restore
 from autoresume.training.agreement import LaggedOrders, Ranks
@@ -45,21 +52,24 @@ from autoresume.training.sinks import DaemonSink, Sink, ThreadSink, await_commit
 
 log = logging.getLogger("autoresume")
 
-_WELCOME_SECONDS = 600.0
 _LEAVE_MARGIN_SECONDS = 1.0
 _LOOK_SECONDS = 1.0
+_MOST_TRACEBACK = 20_000
+"""Characters."""
 
 
 class Session:
     """Opened before the user's code runs; `begin` joins the ranks and claims the incarnation."""
 
-    def __init__(self, options: Options, folder: Path) -> None:
-        """Raises UsageError if the folder can't be used."""
+    def __init__(self, options: Options, folder: Path, base: Path | None = None) -> None:
+        """`base` is where relative paths of others begin. Raises UsageError if the folder can't be used."""
         self.options = options
         self.folder = folder
+        self.base = base or Path.cwd()
         self.storage = LocalStorage(folder)
         self.trap = SignalTrap(options.stop_signals)
         self.trap.install()
+        srun.become_a_rank(folder.absolute())
         if "TORCHELASTIC_RUN_ID" in os.environ:
             # torchrun dies of SIGUSR1 and leaves its ranks behind: for them it is the same signal to stop.
             when_parent_dies(options.stop_signals[0])
@@ -67,13 +77,21 @@ class Session:
         self.ranks = Ranks(rank, world_size)  # what the launcher says; `begin` asks the process group
         self.number = 0
         self.run_id, self.seed = self._open_run()
-        self.node = _Node.of_environment()
+        self.node = Parent.of_environment()
         self.cadence = Cadence(options.save_steps, options.save_seconds, time.monotonic())
         self.problems: set[str] = set()
         self.stale: str | None = None
-        self._heart: _Heart | None = None
+        self.known_identities: dict[str, dict[str, str]] = {}
+        self.code: dict[str, Any] = {}
+        self._run_lock = threading.Lock()
+        self.beginning: Beginning | None = None
+        """What a new run took over from elsewhere in this life."""
+        self.asked: str | None = None
+        """Why the run's user wants it to stop, if that is so."""
+        self._heart: Heart | None = None
         self._step_seconds = 1.0
         self._last_boundary: float | None = None
+        self.last_step = 0
         self._next_look = 0.0
 
     # -- the beginning ----------------------------------------------------------------------------
@@ -87,7 +105,8 @@ class Session:
                 "run_id": secrets.token_hex(6),
                 "seed": seed,
                 "created": time.time(),
-                "command": sys.argv,
+                "command": whole(),
+                "stage": self.options.stage,
                 "loggers": {},
             }
             self.storage.create(names.RUN, json.dumps(made, indent=1).encode() + b"\n")
@@ -98,13 +117,14 @@ class Session:
                 f"the run directory {self.folder} can't be used: {error.strerror or error}. Choose another one with "
                 "run_dir=..., or AUTORESUME_RUN_DIR."
             ) from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise UsageError(
                 f"{self.folder / names.RUN} is damaged ({error}); restore it or choose another run_dir"
             ) from error
 
     def finished(self) -> Incarnation | None:
-        """The incarnation that finished this run, if one did."""
+        """The incarnation that finished this run, if one did, and nobody asks to go on all the same: by `continue`, in
+        other words than those that it was started with."""
         numbers = incarnation.numbers(self.storage)
         if not numbers:
             return None
@@ -112,21 +132,30 @@ class Session:
             record = incarnation.read(self.storage, numbers[-1])
         except (CheckpointInvalid, OSError):
             return None
-        return record if record.ended is not None and record.ended["how"] == "finished" else None
+        if record.ended is None or record.ended["how"] != "finished":
+            return None
+        request = self.options.restore
+        same = record.began.get("restore") == request.to_json() and record.command == whole()
+        return None if request.mode == "continue" and not same else record
 
     def make_process_group(self) -> None:
         """The default process group, where the option `backend` leaves it to us from the start."""
         if self.options.backend is not None and self.ranks.world_size > 1:
             agreement.initialise(self.options.backend)
 
-    def begin(self, boxes: Callable[[], Mapping[str, Any]]) -> Restored | None:
+    def begin(self, objects: Mapping[str, Any]) -> Restored | None:
         """Join the others, claim the incarnation, and read the checkpoint that all agreed on.
 
         Every rank must call it. Raises RunIsLive, NoValidCheckpoint, AgreementError.
         """
         self.ranks = Ranks.join(self.options.backend)
         self.trap.install()  # a framework may have put its own handlers on since
+        if self.ranks.rank == 0 and sys.argv and sys.argv[0]:
+            self.code = code.fingerprint(Path(sys.argv[0]).absolute())
         self.previous = incarnation.history(self.storage)[-1:] if self.ranks.rank == 0 else []
+        if self.node is not None:
+            # It settles what the last life left before a claim makes that stale.
+            self.node.greet(self.ranks, self.folder, self.options)
         self.number = int(restore.told(self.ranks, self._claim if self.ranks.rank == 0 else None)["number"])
         self.guard = incarnation.guard(self.storage, self.number)
         self.fence: RankFence | None = None
@@ -135,14 +164,47 @@ class Session:
         folder = self.node.folder if self.node else None
         self.saver = Saver(self.run_id, self.ranks, sink, folder, self._thread_sink)
         if self.ranks.rank == 0:
-            self._heart = _Heart(self)
-        restored = restore.choose_and_read(self.storage, self.run_id, self.ranks, self.guard, boxes)
+            self.cadence.failure_seconds = self._time_between_failures()
+            self._heart = Heart(self)
+        restored = self._choose(objects)
+        if self.node is not None:
+            self.node.restored()
         if self.ranks.rank == 0:
             self._record_beginning(restored)
         return restored
 
+    def _choose(self, objects: Mapping[str, Any]) -> Restored | None:
+        """The run's own newest checkpoint; where it has none, the one of another that it begins with."""
+        request, first = self.options.restore, self.ranks.rank == 0
+        told = restore.told(self.ranks, self._decide if first else None)["beginning"] if request.mode else None
+        into_live = not (request.fresh or request.lenient)
+        mailbox = self.node.mailbox if self.node else None
+        restored = restore.choose_and_read(
+            self.storage, self.run_id, self.ranks, self.guard, objects, mailbox, into_live
+        )
+        if restored is not None or told is None:
+            return restored
+        self.beginning = begin = Beginning.of(told)
+        if first:
+            self._take_identity_over(begin)
+        if begin.checkpoint is None or begin.mode == "finetune":
+            return None
+        return restore.read_chosen(begin.storage, begin.checkpoint, self.ranks, objects, None, into_live)
+
+    def _take_identity_over(self, begin: Beginning) -> None:
+        """What `continue` goes on in, and what the others' logging runs have for a parent."""
+        loggers = dict(dict(begin.about.get("run") or {}).get("loggers") or {})
+        parent = {"run_id": begin.run_id, "origin": begin.words, "loggers": loggers}
+        self.change_run(loggers=loggers, parent=None) if begin.mode == "continue" else self.change_run(parent=parent)
+
+    def _decide(self) -> dict[str, Any]:
+        found = beginning.decide(self.options, self.folder, self.base, self.storage, self.guard, self.number)
+        return {"beginning": found.to_json() if found else None}
+
     def _claim(self) -> dict[str, Any]:
         own = [incarnation.this_process()] + ([self.node.daemon] if self.node else [])
+
+        requests.clear(self.storage, min(started for _, started in own))
 
         def make(number: int) -> Incarnation:
             return Incarnation(
@@ -152,12 +214,17 @@ class Session:
                 boot=incarnation.boot_id(),
                 processes=own,
                 world_size=self.ranks.world_size,
-                command=sys.argv,
+                command=whole(),
                 job=incarnation.current_job(),
                 began={"time": incarnation.this_process()[1]},
             )
 
         return {"number": incarnation.claim(self.storage, make, own).number}
+
+    def _time_between_failures(self) -> float:
+        """Of the lives of this run before this one."""
+        past = [record for record in incarnation.history(self.storage) if record.number < self.number]
+        return time_between_failures(lived(one, incarnation.last_sign(self.storage, one.number)) for one in past)
 
     def _thread_sink(self) -> Sink:
         return ThreadSink(self.storage, self.options.retention, self.guard)
@@ -165,17 +232,17 @@ class Session:
     def _make_sink(self) -> Sink:
         if self.node is None:
             return self._thread_sink()
-        self.node.greet(self)
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        if local == self.ranks.world_size:
-            # All ranks live on this node: the fence serves. Across nodes the daemons do not agree yet,
-            # and the ranks do it among themselves.
-            self.fence = RankFence(self.node.folder / "fence", self.node.local_rank)
+        self.node.claimed(self.number)
+        self.fence = RankFence(self.node.folder / "fence", self.node.slot, self.node.lives)
         return DaemonSink(self.node.mailbox, self.folder.absolute(), self.node.daemon, incarnation.process_lives)
 
     def put_back_files(self, restored: Restored | None) -> None:
         """Side files as they were at the restored checkpoint; every rank calls it, and sees them afterwards."""
-        if self.ranks.rank == 0:
+        if self.ranks.rank == 0 and self.beginning is not None and restored is not None:
+            there = self.beginning.storage
+            for file in restored.files:
+                self.storage.write(file, there.read(restored.manifest.checkpoint.inside(file)))
+        elif self.ranks.rank == 0:
             name, files = (restored.manifest.checkpoint, restored.files) if restored else (None, ())
             gone = sidefiles.put_back(self.storage, name, files, self.number)
             if gone:
@@ -186,8 +253,20 @@ class Session:
         name = str(restored.manifest.checkpoint) if restored else None
         step = restored.manifest.checkpoint.step if restored else 0
 
+        self.last_step = step
+        now = self.code or None
+        changed = code.difference(self.previous[0].began.get("code"), now) if self.previous and now else None
+        if changed:
+            log.warning("the code is another one than in life %d: %s", self.previous[0].number, changed)
+        best = self.options.best
+        self.change_run(best=vars(best) if best else None)
+
+        request = self.options.restore.to_json() if self.options.restore.mode else None
+
         def change(record: Incarnation) -> None:
-            record.began.update(time=record.began["time"], step=step, checkpoint=name)
+            record.began.update(time=record.began["time"], step=step, checkpoint=name, code=now, restore=request)
+            if self.beginning is not None:
+                record.began["origin"] = self.beginning.words
 
         incarnation.update(self.storage, self.number, change)
 
@@ -195,28 +274,62 @@ class Session:
         """Rank 0: write down how the previous incarnation ended if nobody was left to do it."""
         for record in self.previous:
             if record.ended is None:
-                incarnation.end(
-                    self.storage, record.number, "died", last_step, "no word of its end: killed, or its node was lost"
-                )
+                why = "no word of its end: killed, or its node was lost"
+                heard = incarnation.last_sign(self.storage, record.number)
+                more = {} if heard is None else {"time": heard}
+                incarnation.end(self.storage, record.number, "died", last_step, why, more)
 
     def identities(self) -> dict[str, dict[str, str]]:
         """What the loggers call this run, from run.json."""
         found = json.loads(self.storage.read(names.RUN)).get("loggers", {})
+        self.known_identities = {key: dict(value) for key, value in found.items()}
         return {key: dict(value) for key, value in found.items()}
 
     def remember_identities(self, identities: Mapping[str, Mapping[str, str]]) -> None:
-        value = json.loads(self.storage.read(names.RUN))
-        if value.get("loggers") != identities:
-            self.storage.write(names.RUN, json.dumps({**value, "loggers": identities}, indent=1).encode() + b"\n")
+        """Raises StaleIncarnation: a logger may be opened late, when another life goes on already."""
+        self.guard()
+        self.known_identities = {key: dict(value) for key, value in identities.items()}
+        self.change_run(loggers=self.known_identities)
+
+    def change_run(self, **values: Any) -> None:
+        """Rank 0: write what run.json says of these."""
+        with self._run_lock:
+            before = json.loads(self.storage.read(names.RUN))
+            if any(before.get(key) != value for key, value in values.items()):
+                self.storage.write(names.RUN, json.dumps({**before, **values}, indent=1).encode() + b"\n")
+
+    def parent(self) -> dict[str, Any]:
+        """The run that this one began from, from run.json: run_id, origin (in words), loggers (its identities)."""
+        return dict(json.loads(self.storage.read(names.RUN)).get("parent") or {})
+
+    def note_progress(self) -> None:
+        """For `autoresume status`: where the training is."""
+        now, cadence = time.monotonic(), self.cadence
+        due = cadence.next_in_words(self.last_step, now)
+        value = {
+            "time": time.time(),
+            "incarnation": self.number,
+            "step": self.last_step,
+            "step_seconds": round(self._step_seconds, 4) if self._last_boundary is not None else None,
+            "next_save": due,
+            "save_cost_seconds": cadence.cost_seconds,
+            "save_durable_seconds": cadence.durable_seconds,
+            "failure_seconds": cadence.failure_seconds if cadence.is_auto else None,
+            "save_every_seconds": None if cadence.steps is not None else cadence.interval_seconds,
+        }
+        self.storage.write(names.PROGRESS, json.dumps(value).encode())
 
     def note_first_step(self) -> None:
         if self.ranks.rank == 0:
             now = time.time()
-            incarnation.update(
-                self.storage,
-                self.number,
-                lambda record: record.began.update(first_step_seconds=round(now - record.began["time"], 3)),
-            )
+            try:
+                incarnation.update(
+                    self.storage,
+                    self.number,
+                    lambda record: record.began.update(first_step_seconds=round(now - record.began["time"], 3)),
+                )
+            except (OSError, CheckpointInvalid) as error:
+                log.warning("when the first step was taken could not be written down: %s", error)
 
     # -- the boundary -----------------------------------------------------------------------------
 
@@ -225,29 +338,40 @@ class Session:
         now = time.monotonic()
         if self._last_boundary is not None:
             self._step_seconds += 0.2 * (now - self._last_boundary - self._step_seconds)
-        self._last_boundary = now
+        self._last_boundary, self.last_step = now, step
+        self.saver.boundary()
         self.trap.install()  # a framework may have put its own handlers on since
         if self.stale is not None:
             raise StaleIncarnation(self.stale)
         wish = Order.NOTHING
-        if self.trap.first is not None:
+        if self.trap.first is not None or self.asked is not None:
             wish = Order.STOP
-        elif self.ranks.rank == 0 and self.cadence.due_by_time(now):
+        elif self.ranks.rank == 0 and self.cadence.due_by_time(now) and self._disk_is_free(now):
             wish = Order.SAVE
         if self.fence is not None and now >= self._next_look:
             self._next_look = now + _LOOK_SECONDS
             self._look_after_daemon()
-        if self.fence is not None:
-            if wish:
-                self.fence.wish(wish)
-            order = self.fence.at(step)
-        else:
-            if wish:
-                self.lagged.wish(wish)
-            order = self.lagged.at(step, self._step_seconds)
+        with span("agreement"):
+            if self.fence is not None:
+                if wish:
+                    self.fence.wish(wish)
+                order = self.fence.at(step)
+            else:
+                if wish:
+                    self.lagged.wish(wish)
+                order = self.lagged.at(step, self._step_seconds)
         if order is Order.NOTHING and self.cadence.due_by_step(step):
             order = Order.SAVE
         return order
+
+    def _disk_is_free(self, now: float) -> bool:
+        """False where the interval is ours to choose, and the last save has yet to become durable, or took long."""
+        if not self.cadence.is_auto:
+            return True
+        if not self.saver.sink.idle():
+            return False
+        self.note_outcomes()
+        return self.cadence.due_by_time(now)
 
     def _look_after_daemon(self) -> None:
         if self.saver.sink.alive():
@@ -261,18 +385,32 @@ class Session:
         self.fence = None
 
     def save(
-        self, name: CheckpointName, objects: Mapping[str, Any], promised: frozenset[str], about: dict[str, Any]
+        self,
+        name: CheckpointName,
+        objects: Mapping[str, Any],
+        promised: frozenset[str],
+        about: dict[str, Any],
+        labels: Labels,
+        journal_bytes: int,
+        urgent: bool,
     ) -> Taken:
         files = sidefiles.enclose(self.storage, name) if self.ranks.rank == 0 else ()
-        sync = (names.JOURNAL,) if self.ranks.rank == 0 else ()
-        taken = self.saver.save(name, objects, promised, about, files, sync)
-        self.cadence.saved(time.monotonic(), taken.stall_seconds)
+        sync = {names.JOURNAL: journal_bytes} if self.ranks.rank == 0 else {}
+        waited = self.saver.joined_seconds  # for the save before this one
+        taken = self.saver.save(name, objects, promised, about, files, sync, urgent, labels)
+        self.cadence.saved(time.monotonic(), taken.stall_seconds + waited)
         self.note_outcomes()
         return taken
 
     def note_outcomes(self) -> set[str]:
         """Tell of snapshots that failed to become checkpoints; the names of all that did so far."""
-        for outcome in self.saver.sink.outcomes():
+        self.problems |= self.saver.torn
+        outcomes = self.saver.sink.outcomes()
+        durable = [outcome.seconds for outcome in outcomes if outcome.problem is None]
+        if durable:
+            self.cadence.persisted(max(durable))
+        for outcome in outcomes:
+            spans.add(outcome.spans)
             if outcome.problem is not None:
                 self.problems.add(outcome.checkpoint)
                 log.warning("checkpoint %s was not saved: %s", outcome.checkpoint, outcome.problem)
@@ -281,7 +419,8 @@ class Session:
         return self.problems
 
     def await_commit(self, name: CheckpointName, deadline: float = float("inf")) -> bool:
-        return await_commit(self.storage, name, self.saver.sink, self.note_outcomes, self.guard, deadline)
+        self.saver.settle()
+        return await_commit(self.storage, name, self.saver.sink, self.note_outcomes, self.guard, deadline, self.ranks)
 
     @property
     def leave_by(self) -> float:
@@ -290,14 +429,15 @@ class Session:
 
     def rest(self, step: int) -> tuple[Order, int]:
         """Wait until all ranks have left their loops; or an order meanwhile, with the step that it names."""
+        self.saver.settle()
         if self.fence is not None:
             self.fence.publish(step, Phase.LEFT)
             while True:
-                left = self.fence.all_left()  # looked at first: the word that stands after it is the last one
+                closed = self.fence.closed()  # looked at first: the word that stands after it is the last one
                 order = self.fence.at_rest(step)
                 if order is not Order.NOTHING:
                     return order, self.fence.target()
-                if left:
+                if closed:
                     return Order.NOTHING, step
                 if not self.saver.sink.alive():
                     raise AgreementError("the node daemon is gone")
@@ -314,10 +454,11 @@ class Session:
         """Write down how this incarnation ended, and give everything back. Never raises for storage's sake."""
         if self._heart is not None:
             self._heart.stop()
+        if self.number:
+            self.saver.settle()
         if self.node is not None and self.number:
-            self.node.mailbox.send(
-                f"bye-{self.node.local_rank}", {"how": how, "step": step, "why": why, "time": time.time()}
-            )
+            bye = {"how": how, "step": step, "why": why, "time": time.time(), "traceback": _traceback(how)}
+            self.node.mailbox.send(f"bye-{self.node.slot}", bye)
         if self.number:
             self.saver.close()
             self.note_outcomes()
@@ -325,6 +466,8 @@ class Session:
                 # A daemon sees all ranks end, and writes it down by itself.
                 try:
                     incarnation.end(self.storage, self.number, how, step, why)
+                    if how == "interrupted" and self.node is None:
+                        srun.settle(self.folder.absolute(), why)
                 except (OSError, AutoresumeError) as error:
                     log.warning("how this incarnation ended could not be written down: %s", error)
         self.trap.restore()
@@ -336,74 +479,8 @@ class Session:
         return 0 if self.node is not None and "TORCHELASTIC_RUN_ID" in os.environ else EXIT_INTERRUPTED
 
 
-class _Node:
-    """The node daemon as a rank sees it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.mailbox = Mailbox(folder)
-        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        value = self.mailbox.receive("daemon")
-        if value is None:
-            raise UsageError(f"{NODE_FOLDER_VARIABLE} names {folder}, where there is no daemon; unset it")
-        self.daemon = (int(value["pid"]), float(value["started"]))
-
-    @classmethod
-    def of_environment(cls) -> _Node | None:
-        folder = os.environ.get(NODE_FOLDER_VARIABLE)
-        return cls(Path(folder)) if folder else None
-
-    def greet(self, session: Session) -> None:
-        """Tell the daemon who we are, and wait until it has settled what our predecessors left."""
-        pid, started = incarnation.this_process()
-        keep = session.options.retention
-        self.mailbox.send(
-            f"hello-{self.local_rank}",
-            {
-                "pid": pid,
-                "started": started,
-                "rank": session.ranks.rank,
-                "local_world_size": int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-                "run_folder": str(session.folder.absolute()),
-                "incarnation": session.number,
-                "keep": [keep.last, keep.every_steps, keep.every_seconds],
-            },
-        )
-        deadline = time.monotonic() + _WELCOME_SECONDS
-        while True:
-            welcome = self.mailbox.receive(f"welcome-{self.local_rank}")
-            if welcome is not None and welcome["pid"] == pid:
-                return
-            if not incarnation.process_lives(*self.daemon):
-                raise AgreementError("the node daemon died while this rank was starting")
-            if time.monotonic() > deadline:
-                raise AgreementError(f"the node daemon did not answer within {_WELCOME_SECONDS:.0f} s")
-            time.sleep(0.005)
-
-
-class _Heart(threading.Thread):
-    """Rank 0 shows other machines that it lives, and notices when a newer incarnation took over."""
-
-    def __init__(self, session: Session) -> None:
-        super().__init__(name="autoresume-heart", daemon=True)
-        self._session = session
-        self._stopped = threading.Event()
-        self.start()
-
-    def run(self) -> None:
-        session = self._session
-        while True:
-            try:
-                session.guard()
-                incarnation.beat(session.storage, session.number)
-            except StaleIncarnation as error:
-                session.stale = str(error)
-                return
-            except OSError as error:
-                log.warning("the heartbeat could not be written: %s", error)
-            if self._stopped.wait(incarnation.HEARTBEAT_SECONDS):
-                return
-
-    def stop(self) -> None:
-        self._stopped.set()
-        self.join()
+def _traceback(how: str) -> str | None:
+    """Of the exception that is being handled, if this life ends by one."""
+    if how != "failed" or sys.exc_info()[0] is None:
+        return None
+    return traceback.format_exc()[-_MOST_TRACEBACK:]

@@ -10,11 +10,15 @@ from hypothesis import strategies as st
 
 from autoresume.cadence import (
     ASSUMED_FAILURE_SECONDS,
+    DURABLE_TIMES,
     FIRST_SECONDS,
     LEAST_SECONDS,
     MOST_SECONDS,
     Cadence,
+    lived,
+    time_between_failures,
 )
+from autoresume.checkpoint.incarnation import Incarnation
 
 positive = st.floats(1e-6, 1e9)
 
@@ -111,3 +115,94 @@ def test_what_was_asked_for_is_not_bounded() -> None:
     """Bounds are for what we choose; a user's seconds are a user's seconds."""
     assert Cadence(None, 1.0, 0.0).interval_seconds == 1.0
     assert Cadence(None, 1e5, 0.0).interval_seconds == 1e5
+
+
+# -- how long until it is durable --------------------------------------------------------------------
+
+
+@given(positive, positive, positive)
+def test_the_disk_is_not_always_busy(cost: float, failure: float, durable: float) -> None:
+    """However often failures come, a save follows four times the time that one takes to become durable, or later."""
+    cadence = auto()
+    cadence.failure_seconds = failure
+    cadence.saved(0.0, cost)
+    before = cadence.interval_seconds
+    cadence.persisted(durable)
+    assert cadence.interval_seconds == max(before, DURABLE_TIMES * durable)
+
+
+def test_a_slow_disk_does_not_change_what_was_asked_for() -> None:
+    """A user's seconds stay a user's seconds; and his steps his steps."""
+    for cadence in (Cadence(None, 5.0, 0.0), Cadence(7, None, 0.0)):
+        cadence.persisted(100.0)
+        assert not cadence.is_auto
+    assert Cadence(None, 5.0, 0.0, durable_seconds=100.0).interval_seconds == 5.0
+    assert auto().is_auto
+
+
+# -- how often it fails ------------------------------------------------------------------------------
+
+lives = st.lists(st.tuples(st.floats(0, 1e8), st.booleans()), max_size=30)
+
+
+def test_a_new_run_is_assumed_to_fail_every_four_hours() -> None:
+    """And what it lives through changes that: (lived + 4 h) / (failures + 1)."""
+    hour = 3600.0
+    assert time_between_failures([]) == ASSUMED_FAILURE_SECONDS == 4 * hour
+    assert time_between_failures([(4 * hour, True)]) == 4 * hour
+    assert time_between_failures([(20 * hour, False)]) == 24 * hour
+    assert time_between_failures([(0.4 * hour, True)] * 5) == pytest.approx(hour)
+
+
+@given(lives, st.floats(0, 1e8))
+def test_failures_make_it_shorter_and_time_longer(past: list[tuple[float, bool]], more: float) -> None:
+    """One life more: the longer it lived the longer the time between failures; and longer if it did not fail."""
+    before = time_between_failures(past)
+    assert time_between_failures([*past, (more, False)]) >= before
+    assert time_between_failures([*past, (more, True)]) <= time_between_failures([*past, (more, False)])
+    assert time_between_failures([*past, (0.0, True)]) < before
+    assert before >= ASSUMED_FAILURE_SECONDS / (1 + sum(failed for _, failed in past))
+
+
+@given(lives)
+def test_the_order_of_lives_does_not_matter(past: list[tuple[float, bool]]) -> None:
+    """Nor do seconds below nothing, of clocks that differ, take anything from the others."""
+    assert time_between_failures(past) == pytest.approx(time_between_failures(past[::-1]))
+    assert time_between_failures([*past, (-1e9, False)]) == time_between_failures(past)
+
+
+def life(began: object, ended: dict[str, object] | None) -> Incarnation:
+    return Incarnation(1, "run", "host", "boot", [(7, 1.5)], 2, ["train.py"], began={"time": began}, ended=ended)
+
+
+@pytest.mark.parametrize(
+    ("ended", "failed"),
+    [
+        ({"how": "interrupted", "cause": "preempted"}, True),
+        ({"how": "died", "cause": "node failure"}, True),
+        ({"how": "died", "cause": "killed"}, True),
+        ({"how": "died", "cause": "out of memory"}, True),
+        ({"how": "died", "cause": "hang"}, True),
+        ({"how": "failed", "cause": "error"}, True),
+        ({"how": "failed"}, True),
+        ({"how": "died"}, True),
+        ({"how": "interrupted"}, True),
+        ({"how": "finished"}, False),
+        ({"how": "finished", "cause": "finished"}, False),
+        ({"how": "interrupted", "cause": "stopped"}, False),
+        ({"how": "interrupted", "cause": "cancelled"}, False),
+        ({"how": "interrupted", "cause": "requeued"}, False),
+        ({"how": "interrupted", "cause": "time limit"}, False),
+        ({"how": "ended"}, False),
+    ],
+)
+def test_what_counts_as_a_failure(ended: dict[str, object], failed: bool) -> None:
+    """Whatever nobody wanted. Where no daemon knows the cause of a signal it counts: it may be a preemption."""
+    assert lived(life(1000.0, {**ended, "time": 1250.0}), None) == (250.0, failed)
+
+
+def test_a_life_without_a_word_of_its_end_lasted_until_its_last_sign() -> None:
+    """Not until it was found dead, which may be days later; and for no time at all if there was no sign."""
+    assert lived(life(1000.0, None), 1030.0) == (30.0, True)
+    assert lived(life(1000.0, None), None) == (0.0, True)
+    assert lived(life("noon", {"how": "finished", "time": 5.0}), None) == (0.0, False)

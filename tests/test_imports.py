@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -47,18 +46,11 @@ def test_importing_the_package_costs_nothing() -> None:
     assert not {"click", "rich", "psutil", "yaml", "xxhash"} & loaded
 
 
-def test_importing_the_daemon_is_quick() -> None:
-    """The best of three fresh processes imports it within a second more than python itself takes."""
-
-    def seconds(code: str) -> float:
-        took = []
-        for _ in range(3):
-            began = time.monotonic()
-            subprocess.run([sys.executable, "-c", code], check=True)
-            took.append(time.monotonic() - began)
-        return min(took)
-
-    assert seconds("import autoresume.cli.node") - seconds("") < 1.0
+def test_importing_the_daemon_loads_nothing_heavy() -> None:
+    """It stands on each node before the ranks do: what takes long to import, and what only logging in needs, is not there."""
+    assert not {"torch", "numpy", "submitit", "rich", "asyncio"} & {
+        name.partition(".")[0] for name in modules("autoresume.cli.node")
+    }
 
 
 @pytest.mark.parametrize("name", [*autoresume.__all__, "__version__"])

@@ -18,17 +18,24 @@ from autoresume import options
 from autoresume.checkpoint.retain import Keep
 from autoresume.errors import UsageError
 from autoresume.options import Options, load
+from autoresume.restoring import Restore
 
 FROZEN = {
     "run_dir": None,
     "save_every": "auto",
     "keep": 3,
     "keep_every": None,
+    "keep_best": None,
+    "restore": Restore(),
+    "stage": None,
     "signals": "SIGTERM,SIGUSR1,SIGUSR2",
     "grace": 30.0,
     "seed": None,
     "loggers": (),
+    "publish": "committed",
     "backend": None,
+    "profile": None,
+    "hang_after": "auto",
 }
 """A new option needs a default that is right for nearly all, a line in the docs, and a line here."""
 

@@ -7,13 +7,15 @@ incarnation's first commit makes the garbage of dead ones collectable.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from autoresume.checkpoint.discover import listing
+from autoresume.checkpoint import tags
+from autoresume.checkpoint.discover import glance, listing
 from autoresume.checkpoint.persist import Guard
-from autoresume.checkpoint.retain import Committed, Keep, collect_garbage, prune
+from autoresume.checkpoint.retain import Committed, Keep, collect_failed, collect_garbage, prune
 from autoresume.errors import CheckpointInvalid
-from autoresume.format.manifest import Manifest
 from autoresume.format.names import CheckpointName
 from autoresume.storage.base import Storage
 
@@ -29,29 +31,31 @@ class Outcome:
     problem: str | None
     seconds: float
     bytes: int
+    spans: Sequence[Sequence[Any]] = ()
+    """What another process did for it, where spans are recorded."""
 
 
 def committed_checkpoints(storage: Storage, run_id: str | None = None) -> list[Committed]:
-    """All committed checkpoints (of one run) whose manifest can be read, newest first."""
-    found = []
+    """All committed checkpoints (of one run) whose manifest is whole, newest first."""
+    found, later = [], tags.given(storage)
     for name in listing(storage):
         try:
-            manifest = Manifest.from_bytes(storage.read(name.manifest))
+            head = glance(storage, name, run_id)
+            found.append(Committed(name, head.time, tags.labels_of(head, later)))
         except (CheckpointInvalid, OSError):
             continue  # not committed, or damaged: retention neither counts nor deletes it
-        if run_id is None or manifest.run_id == run_id:
-            found.append(Committed(name, manifest.time))
     return found
 
 
 def settle(storage: Storage, name: CheckpointName, keep: Keep, guard: Guard, collected: bool) -> None:
-    """After `name` was committed: prune, and, if that was not done in this life, collect garbage.
+    """After `name` was committed: prune, delete what failed before it, and, once in a life, collect garbage.
 
     What can't be deleted now is deleted after the next commit: the commit stands. Raises StaleIncarnation.
     """
     try:
-        run_id = Manifest.from_bytes(storage.read(name.manifest)).run_id
+        run_id = glance(storage, name).run_id
         prune(storage, committed_checkpoints(storage, run_id), keep, guard)
+        collect_failed(storage, name, guard)
         if not collected:
             collect_garbage(storage, name.incarnation, guard)
     except OSError as error:

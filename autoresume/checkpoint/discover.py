@@ -2,22 +2,29 @@
 
 Law: latest is a listing, newest first, judged; nothing points at "the latest". Judging is cheap (the
 manifest, the parts' digests, sizes of all files); the shards' digests are checked while they are
-read, or by `verify`. A reason is a sentence that names the file.
+read, or by `verify`. A glance is cheaper: one file, however many ranks there are. A reason is a sentence
+that names the file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
-from autoresume.checkpoint.commit import commit_if_complete
+from autoresume.checkpoint.abandon import has_manifest
+from autoresume.checkpoint.commit import THREADS, commit_if_complete
 from autoresume.checkpoint.persist import Guard
-from autoresume.errors import CheckpointInvalid
+from autoresume.errors import CheckpointInvalid, StorageFailed, StorageFull
 from autoresume.format import names
 from autoresume.format.digest import digest
-from autoresume.format.manifest import Manifest, Part
+from autoresume.format.manifest import Manifest, ManifestHead, Part, PartEntry, PartHead
 from autoresume.format.names import CheckpointName
 from autoresume.storage.base import Storage
+
+P = TypeVar("P", bound=PartHead)
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,21 @@ def listing(storage: Storage) -> list[CheckpointName]:
     return sorted((name for name in found if name is not None), reverse=True)
 
 
+def newest_step(storage: Storage) -> int:
+    """The step of the newest committed checkpoint; 0 if there is none."""
+    return next((name.step for name in listing(storage) if storage.size(name.manifest) is not None), 0)
+
+
+def glance(storage: Storage, name: CheckpointName, run_id: str | None = None) -> ManifestHead:
+    """What a committed checkpoint says of itself. Its manifest is whole; nothing else is looked at.
+
+    Raises FileNotFoundError if it was never committed, CheckpointInvalid, with `run_id` also for another run's.
+    """
+    head = ManifestHead.from_bytes(storage.read(name.manifest))
+    _check_identity(head, name, run_id)
+    return head
+
+
 def judge(storage: Storage, name: CheckpointName, run_id: str | None = None) -> Judged:
     """Everything but the shards' digests. With `run_id`, a checkpoint of another run is foreign."""
     try:
@@ -49,39 +71,62 @@ def judge(storage: Storage, name: CheckpointName, run_id: str | None = None) -> 
     except (CheckpointInvalid, OSError) as error:
         return Judged(name, None, str(error))
     try:
-        if str(manifest.checkpoint) != str(name):
-            raise CheckpointInvalid(f"its manifest is of {manifest.checkpoint}")
-        if run_id is not None and manifest.run_id != run_id:
-            raise CheckpointInvalid(f"it belongs to another run, {manifest.run_id}")
-        for problem in _wrong_sizes(storage, manifest):
-            raise CheckpointInvalid(problem)
-        for rank in range(manifest.world_size):
-            load_part(storage, manifest, rank)
+        _check_identity(manifest, name, run_id)
+        with ThreadPoolExecutor(THREADS, "autoresume-judge") as pool:
+            _check_sizes(storage, manifest, pool)
+            for _ in pool.map(
+                lambda rank: _checked(storage, manifest, rank, PartHead.from_bytes), range(manifest.world_size)
+            ):
+                pass
     except (CheckpointInvalid, OSError) as error:
         return Judged(name, manifest, str(error))
     return Judged(name, manifest, None)
 
 
-def _wrong_sizes(storage: Storage, manifest: Manifest) -> Iterator[str]:
-    missing, example = 0, ""
-    for entry in manifest.parts:
-        for file, expected in ((names.part_file(entry.rank), entry.bytes), *entry.files):
-            size = storage.size(manifest.checkpoint.inside(file))
-            if size is None:
-                missing, example = missing + 1, example or file
-            elif size != expected:
-                yield f"{file} has {size} bytes instead of {expected}"
+def _check_identity(found: Manifest | ManifestHead, name: CheckpointName, run_id: str | None) -> None:
+    if str(found.checkpoint) != str(name):
+        raise CheckpointInvalid(f"its manifest is of {found.checkpoint}")
+    if run_id is not None and found.run_id != run_id:
+        raise CheckpointInvalid(f"it belongs to another run, {found.run_id}")
+
+
+def _check_sizes(storage: Storage, manifest: Manifest, pool: ThreadPoolExecutor) -> None:
+    def look(entry: PartEntry) -> list[tuple[str, int | None, int]]:
+        files = ((names.part_file(entry.rank), entry.bytes), *entry.files)
+        return [(file, storage.size(manifest.checkpoint.inside(file)), expected) for file, expected in files]
+
+    missing = []
+    for file, size, expected in itertools.chain.from_iterable(pool.map(look, manifest.parts)):
+        if size is None:
+            missing.append(file)
+        elif size != expected:
+            raise CheckpointInvalid(f"{file} has {size} bytes instead of {expected}")
     if missing:
-        yield f"{missing} of its files are missing, e.g. {example}"
+        raise CheckpointInvalid(f"{len(missing)} of its files are missing, e.g. {missing[0]}")
 
 
 def load_part(storage: Storage, manifest: Manifest, rank: int) -> Part:
     """One rank's part, checked against the manifest. Raises CheckpointInvalid."""
+    return _checked(storage, manifest, rank, Part.from_bytes)
+
+
+def load_parts(storage: Storage, manifest: Manifest, ranks: Iterable[int]) -> list[Part]:
+    """The parts of `ranks`, in their order. Raises CheckpointInvalid."""
+    with ThreadPoolExecutor(THREADS, "autoresume-parts") as pool:
+        return list(pool.map(lambda rank: load_part(storage, manifest, rank), ranks))
+
+
+def _checked(storage: Storage, manifest: Manifest, rank: int, parse: Callable[[bytes], P]) -> P:
     entry = manifest.parts[rank]
     data = storage.read(manifest.checkpoint.part(rank))
     if len(data) != entry.bytes or digest(data) != entry.digest:
         raise CheckpointInvalid(f"{names.part_file(rank)} does not have the digest that the manifest lists")
-    part = Part.from_bytes(data)
+    try:
+        part = parse(data)
+    except CheckpointInvalid as error:
+        raise CheckpointInvalid(f"{names.part_file(rank)}: {error}") from error
+    if part.files != entry.files:
+        raise CheckpointInvalid(f"{names.part_file(rank)} lists other files than the manifest does")
     if part.rank != rank or str(part.checkpoint) != str(manifest.checkpoint):
         raise CheckpointInvalid(f"{names.part_file(rank)} is rank {part.rank}'s of {part.checkpoint}")
     return part
@@ -91,11 +136,11 @@ def complete_commits(storage: Storage, guard: Guard) -> list[CheckpointName]:
     """Commit what a dead incarnation had finished writing but not published. Returns what was completed."""
     completed = []
     for name in listing(storage):
-        if storage.size(name.manifest) is None:
+        if not has_manifest(storage, name):
             try:
                 if commit_if_complete(storage, name, guard) is not None:
                     completed.append(name)
-            except (CheckpointInvalid, OSError):
+            except (CheckpointInvalid, StorageFull, StorageFailed):
                 continue  # it stays uncommitted, and its reason is told when it is judged
     return completed
 
@@ -107,5 +152,5 @@ def set_aside(storage: Storage, judged: Judged) -> str:
         attempt += 1
     folder = names.aside_folder(str(judged.name), attempt)
     storage.move(judged.name.folder, folder)
-    storage.write(f"{folder}/reason.txt", f"{judged.problem}\n".encode())
+    storage.write(f"{folder}/reason.txt", f"{judged.problem}\n".encode(errors="backslashreplace"))
     return folder

@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -44,7 +44,8 @@ class Incarnation:
     began: dict[str, Any] = field(default_factory=dict)
     """time, step, checkpoint (null from scratch), and later first_step_seconds."""
     ended: dict[str, Any] | None = None
-    """time, how (finished, interrupted, failed, died), step, why."""
+    """time, how (finished, interrupted, failed, died), step, why; from a node daemon also the cause, the node that it
+    came from, the error and its traceback, save_seconds, and then: what follows."""
 
     def to_bytes(self) -> bytes:
         value = {"format_version": names.FORMAT_VERSION, **asdict(self)}
@@ -59,10 +60,11 @@ class Incarnation:
             value["processes"] = [(int(pid), float(started)) for pid, started in value["processes"]]
             record = cls(**value)
             for name, kind in _KINDS.items():
-                if not isinstance(getattr(record, name), kind):
-                    raise TypeError(f"{name} is {getattr(record, name)!r}")
+                found = getattr(record, name)
+                if not isinstance(found, kind) or isinstance(found, bool):
+                    raise TypeError(f"{name} is {found!r}")
             return record
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise CheckpointInvalid(f"an incarnation's record is malformed: {error}") from error
 
 
@@ -192,6 +194,14 @@ def beat(storage: Storage, number: int) -> None:
     storage.write(names.heartbeat_file(number), repr(time.time()).encode())
 
 
+def last_sign(storage: Storage, number: int) -> float | None:
+    """When a life that has not ended was last heard of (seconds since 1970), if that is known."""
+    try:
+        return float(storage.read(names.heartbeat_file(number)))
+    except (OSError, ValueError):
+        return None
+
+
 def update(storage: Storage, number: int, change: Callable[[Incarnation], None]) -> None:
     """Change this incarnation's own record. Durable when it returns."""
     record = read(storage, number)
@@ -199,12 +209,14 @@ def update(storage: Storage, number: int, change: Callable[[Incarnation], None])
     storage.write(names.incarnation_file(number), record.to_bytes())
 
 
-def end(storage: Storage, number: int, how: str, step: int | None, why: str) -> None:
-    """Write how it ended, unless that is known already."""
+def end(
+    storage: Storage, number: int, how: str, step: int | None, why: str, more: Mapping[str, Any] | None = None
+) -> None:
+    """Write how it ended, unless that is known already. `more`: the cause, the node, the error and the like."""
 
     def change(record: Incarnation) -> None:
         if record.ended is None:
-            record.ended = {"time": time.time(), "how": how, "step": step, "why": why}
+            record.ended = {"time": time.time(), "how": how, "step": step, "why": why, **(more or {})}
 
     update(storage, number, change)
     storage.remove(names.heartbeat_file(number))
@@ -227,4 +239,11 @@ def current_job() -> dict[str, Any]:
     """The batch job this process runs in, from Slurm's environment; empty outside of one."""
     if "SLURM_JOB_ID" not in os.environ:
         return {}
-    return {"id": os.environ["SLURM_JOB_ID"], "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0"))}
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return {
+        "id": os.environ["SLURM_JOB_ID"],
+        "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+        "spelled": f"{array}_{task}" if array and task else os.environ["SLURM_JOB_ID"],
+        "nodes": os.environ.get("SLURM_JOB_NODELIST"),
+        "partition": os.environ.get("SLURM_JOB_PARTITION"),
+    }

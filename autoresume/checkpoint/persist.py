@@ -12,12 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from autoresume.checkpoint.abandon import explained, last_good, or_abandoned
 from autoresume.errors import StorageFull
 from autoresume.failpoints import reach
 from autoresume.format import names
 from autoresume.format.digest import BLOCK_BYTES, blocks, digest, digest_blocks
-from autoresume.format.manifest import Chunk, File, Part
+from autoresume.format.manifest import File, Labels, PartHead, part_bytes
 from autoresume.format.names import CheckpointName
+from autoresume.spans import span
 from autoresume.storage.base import Storage
 
 Guard = Callable[[], None]
@@ -36,15 +38,18 @@ class Snapshot:
     world_size: int
     time: float
     image: memoryview
-    chunks: tuple[Chunk, ...]
-    tree: Any
+    chunks: bytes
+    """JSON, as a part has it: `chunks_json`."""
+    tree: bytes
+    """JSON: the encoded state."""
     about: dict[str, Any]
     attachments: dict[str, tuple[str, bytes]] = field(default_factory=dict)
     """key -> (file name inside the checkpoint, content)."""
     files: tuple[str, ...] = ()
     """Side files of the run: they lie in the checkpoint's folder already, and are made durable and hashed here."""
-    sync: tuple[str, ...] = ()
-    """Files of the run that are made durable first: the metric journal."""
+    sync: dict[str, int] = field(default_factory=dict)
+    """Files of the run that are made durable first, and how long they must be: the metric journal."""
+    labels: Labels = field(default_factory=Labels)
 
     @property
     def bytes(self) -> int:
@@ -64,25 +69,42 @@ def hash_file(storage: Storage, name: CheckpointName, file: str) -> File:
     return File(file, size, BLOCK_BYTES, tuple(digests))
 
 
-def persist(storage: Storage, snapshot: Snapshot, guard: Guard) -> Part:
+def persist(storage: Storage, snapshot: Snapshot, guard: Guard) -> None:
     """Write one rank's shard, attachments and part. All are durable when it returns.
 
-    Raises StorageFull before anything is written if the space is short, OSError if writing fails
-    (what was written of the file at hand is removed), StaleIncarnation if this life is over.
+    Raises StorageFull, before anything is written if the space is known to be short, StorageFailed if writing
+    fails otherwise (what was written is removed then), StaleIncarnation if this life is over.
     """
     guard()
+    name = snapshot.checkpoint
+    with span("persist"), or_abandoned(storage, name, snapshot.rank, guard), explained(storage, name):
+        _persist(storage, snapshot, guard)
+
+
+def _digests(image: memoryview) -> tuple[str, ...]:
+    with span("digest"):
+        return digest_blocks(image)
+
+
+def _persist(storage: Storage, snapshot: Snapshot, guard: Guard) -> None:
     name = snapshot.checkpoint
     free = storage.free_bytes()
     if free is not None and free < snapshot.bytes + _HEADROOM:
         raise StorageFull(
             f"checkpoint {name} needs {snapshot.bytes / 1e6:.1f} MB for rank {snapshot.rank}, but only "
-            f"{free / 1e6:.1f} MB are free; older checkpoints are kept and training goes on. Free some space, or "
-            "lower `keep`."
+            f"{free / 1e6:.1f} MB are free (and {_HEADROOM / 1e6:.0f} MB are left to others); training goes on, and "
+            f"{last_good(storage)} Free some space, or lower `keep`."
         )
-    for file in snapshot.sync:
+    reach("persist.room")
+    for file, least in snapshot.sync.items():
         storage.sync(file)
+        if (storage.size(file) or 0) < least:
+            raise StorageFull(
+                f"checkpoint {name} is not written, since {file} lacks lines that could not be written before: a "
+                f"checkpoint may not know more steps than it. Training goes on, and {last_good(storage)}"
+            )
     with ThreadPoolExecutor(1, "autoresume-digest") as pool:
-        digests = pool.submit(digest_blocks, snapshot.image)
+        digests = pool.submit(_digests, snapshot.image)
         storage.write(name.shard(snapshot.rank), snapshot.image)
         shard = File(names.shard_file(snapshot.rank), len(snapshot.image), BLOCK_BYTES, digests.result())
     reach("persist.shard_written")
@@ -93,19 +115,17 @@ def persist(storage: Storage, snapshot: Snapshot, guard: Guard) -> Part:
     for file in snapshot.files:
         storage.sync(name.inside(file))
         attachments[file] = hash_file(storage, name, file)
-    part = Part(
+    head = PartHead(
         run_id=snapshot.run_id,
         checkpoint=name,
         rank=snapshot.rank,
         world_size=snapshot.world_size,
         time=snapshot.time,
         shard=shard,
-        chunks=snapshot.chunks,
         attachments=attachments,
-        tree=snapshot.tree,
-        about=snapshot.about,
+        labels=snapshot.labels,
     )
+    part = part_bytes(head, snapshot.chunks, snapshot.tree, snapshot.about)
     guard()
-    storage.write(name.part(snapshot.rank), part.to_bytes())
+    storage.write(name.part(snapshot.rank), part)
     reach("persist.part_written")
-    return part

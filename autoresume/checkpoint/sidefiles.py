@@ -6,9 +6,13 @@ costs no copy. Putting back makes the folder what the checkpoint holds; what is 
 
 from __future__ import annotations
 
+import logging
+
 from autoresume.format import names
 from autoresume.format.names import CheckpointName
 from autoresume.storage.base import Storage
+
+log = logging.getLogger("autoresume")
 
 
 def is_one(file: str) -> bool:
@@ -17,16 +21,24 @@ def is_one(file: str) -> bool:
 
 
 def enclose(storage: Storage, name: CheckpointName) -> tuple[str, ...]:
-    """Give every side file a second name in the checkpoint's folder; their names inside of it."""
-    files = [file for file in _walk(storage, names.FILES) if not names.is_temporary(file)]
-    for file in files:
-        storage.link(file, name.inside(file))
-    return tuple(files)
+    """Give every side file a second name in the checkpoint's folder; their names inside of it.
+
+    Never raises for the storage's sake: a file that could not be enclosed is named all the same, so that
+    persisting misses it, and fails where failing costs the training nothing.
+    """
+    files: tuple[str, ...] = (names.FILES,)
+    try:
+        files = tuple(file for file in walk(storage, names.FILES) if not names.is_temporary(file))
+        for file in files:
+            storage.link(file, name.inside(file))
+    except OSError as error:
+        log.warning("the side files could not be enclosed in checkpoint %s: %s", name, error)
+    return files
 
 
 def put_back(storage: Storage, name: CheckpointName | None, files: tuple[str, ...], incarnation: int) -> list[str]:
     """Make the run's side files those of the checkpoint (none, if there is none); what was put aside."""
-    newer = [file for file in _walk(storage, names.FILES) if file not in files]
+    newer = [file for file in walk(storage, names.FILES) if file not in files]
     for file in newer:
         storage.move(file, f"{names.ASIDE_FILES}/{incarnation:04d}/{file}")
     if name is not None:
@@ -35,9 +47,10 @@ def put_back(storage: Storage, name: CheckpointName | None, files: tuple[str, ..
     return newer
 
 
-def _walk(storage: Storage, folder: str) -> list[str]:
+def walk(storage: Storage, folder: str) -> list[str]:
+    """All files below `folder`."""
     found = []
     for entry in storage.list(folder):
-        inside = _walk(storage, f"{folder}/{entry}")
+        inside = walk(storage, f"{folder}/{entry}")
         found.extend(inside or [f"{folder}/{entry}"])
     return found

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import mmap
-
+from autoresume.checkpoint import fetch
 from autoresume.checkpoint.discover import judge, load_part
 from autoresume.errors import CheckpointInvalid
-from autoresume.format.digest import digest
-from autoresume.format.manifest import File, Manifest
+from autoresume.format.manifest import Manifest
 from autoresume.format.names import CheckpointName
 from autoresume.storage.base import Storage
 
@@ -28,17 +26,4 @@ def _verify_files(storage: Storage, name: CheckpointName, manifest: Manifest) ->
     for rank in range(manifest.world_size):
         part = load_part(storage, manifest, rank)
         for file in (part.shard, *part.attachments.values()):
-            verify_file(storage, name, file)
-
-
-def verify_file(storage: Storage, name: CheckpointName, file: File) -> None:
-    """Block by block, so that memory does not grow with the file. Raises CheckpointInvalid, OSError, EOFError."""
-    view = memoryview(mmap.mmap(-1, max(1, min(file.block_bytes, file.bytes))))
-    for block, expected in enumerate(file.digests):
-        begin = block * file.block_bytes
-        window = view[: min(file.block_bytes, file.bytes - begin)]
-        storage.read(name.inside(file.name), into=window, offset=begin)
-        if digest(window) != expected:
-            raise CheckpointInvalid(
-                f"{file.name} of {name} is damaged between byte {begin} and {begin + len(window)}: its digest differs"
-            )
+            fetch.check(storage, name, file)

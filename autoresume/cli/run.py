@@ -17,8 +17,9 @@ from pathlib import Path
 
 import click
 
+from autoresume.cli.common import restore_options, restore_variables
 from autoresume.cli.node import say
-from autoresume.errors import EXIT_FINISHED, EXIT_INTERRUPTED, EXIT_NO_STEP, UsageError
+from autoresume.errors import EXIT_FINISHED, EXIT_HOPELESS, EXIT_INTERRUPTED, EXIT_STOPPED, UsageError
 from autoresume.handoff.signals import SignalTrap, parse_signals
 from autoresume.node import processes
 
@@ -38,6 +39,7 @@ _POLL_SECONDS = 0.05
 @click.option("--preempt-after", default="", metavar="SECONDS[,SECONDS...]", help="Preempt so long after each start.")
 @click.option("--preempt-signal", default="SIGTERM", show_default=True, help="Signal that announces the preemption.")
 @click.option("--grace", default=30.0, show_default=True, help="Seconds between the signal and the kill.")
+@restore_options
 @click.argument("script", type=click.UNPROCESSED)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def command(
@@ -49,6 +51,7 @@ def command(
     grace: float,
     script: str,
     arguments: tuple[str, ...],
+    **restore: str | None,
 ) -> None:
     """Train SCRIPT with its ARGUMENTS here; it is started again after each interruption.
 
@@ -59,7 +62,20 @@ def command(
     if nproc < 1:
         raise UsageError(f"--nproc {nproc}: at least one rank trains")
     say("autoresume run")
-    node = [sys.executable, "-m", "autoresume", "node", "--ranks", str(nproc), "--grace", str(grace), "--"]
+    os.environ.update(restore_variables(restore))
+    node = [
+        sys.executable,
+        "-m",
+        "autoresume",
+        "node",
+        "--nodes",
+        "1",
+        "--ranks",
+        str(nproc),
+        "--grace",
+        str(grace),
+        "--",
+    ]
     launch = [sys.executable, script, *arguments]
     if nproc > 1 or in_place:
         elastic = [f"--nproc-per-node={nproc}", "--nnodes=1", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
@@ -97,10 +113,10 @@ class _Cluster:
         while True:
             began = time.monotonic()
             code = self._once(trap, user)
-            if code == EXIT_FINISHED or user.first is not None or trap.first is not None:
-                return code
-            if code == EXIT_NO_STEP:
-                log.error("failed before the first step: starting again would not mend that")
+            if code in (EXIT_FINISHED, EXIT_STOPPED) or user.first is not None or trap.first is not None:
+                return EXIT_INTERRUPTED if code == EXIT_STOPPED else code
+            if code == EXIT_HOPELESS:
+                log.error("not started again: see above why that would not help")
                 return 1
             if code == EXIT_INTERRUPTED:
                 log.info("interrupted and resumable: starting again")

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from autoresume.checkpoint.discover import judge, load_part
+from autoresume.checkpoint.discover import judge, load_parts
 from autoresume.cli.common import emit, open_run, pick, size
 from autoresume.errors import CheckpointInvalid
 from autoresume.format import tree
@@ -30,7 +30,7 @@ def command(run: str, checkpoint: str, rank: int, as_json: bool) -> None:
         raise CheckpointInvalid(f"{name} can't be shown: {judged.problem}")
     if not 0 <= rank < judged.manifest.world_size:
         raise click.BadParameter(f"the checkpoint has ranks 0 to {judged.manifest.world_size - 1}", param_hint="--rank")
-    parts = [load_part(storage, judged.manifest, index) for index in range(judged.manifest.world_size)]
+    parts = load_parts(storage, judged.manifest, range(judged.manifest.world_size))
     rows: dict[str, dict[str, Any]] = {}
     for part in parts:
         for chunk in part.chunks:

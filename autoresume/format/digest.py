@@ -8,7 +8,7 @@ xxh3 was chosen by measurement: several times the speed of a disk on one core, r
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import xxhash
@@ -20,6 +20,14 @@ BLOCK_BYTES = 8 * 1024 * 1024
 def digest(data: bytes | bytearray | memoryview) -> str:
     """32 hexadecimal digits."""
     return xxhash.xxh3_128_hexdigest(data)
+
+
+def digest_of(pieces: Iterable[memoryview]) -> str:
+    """The digest of all pieces together."""
+    hasher = xxhash.xxh3_128()
+    for piece in pieces:
+        hasher.update(piece)
+    return hasher.hexdigest()
 
 
 def blocks(size: int, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, int]]:

@@ -2,13 +2,16 @@
 
 Law: values and their JSON, both ways; parsing trusts nothing and raises CheckpointInvalid with the
 reason. A manifest holds nothing but what the parts determine, so whoever sees all parts writes the
-same bytes: committing needs no leader. `docs/format.md` is the document of this module.
+same bytes: committing needs no leader. What grows with tensors or ranks comes last in both, so that who needs
+the head alone parses no more than that. `docs/format.md` is the document of this module.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from autoresume.errors import CheckpointInvalid, StateError
@@ -18,6 +21,14 @@ from autoresume.format.names import FORMAT_VERSION, CheckpointName
 from autoresume.format.tensorfile import item_bytes
 
 T = TypeVar("T")
+
+_MAX_DIMENSIONS = 64
+"""PyTorch's own limit."""
+_MAX_BLOCK_BYTES = 2**30
+"""A block is read into memory as a whole."""
+_PART_REST, _MANIFEST_REST = b',"chunks":[', b',"parts":['
+"""What follows the head of a part, and the head of a manifest."""
+_SEAL_BYTES = len(b',"digest":""}') + 32
 
 
 @dataclass(frozen=True)
@@ -46,14 +57,28 @@ class Chunk:
 
     @property
     def name(self) -> str:
-        """Its name in the safetensors file: the key, and the box where it isn't the whole tensor.
+        """Its name in the safetensors file."""
+        return chunk_name(self.key, self.shape, self.offset, self.size)
 
-        A key that could be taken for one with a box gets the box "[:]".
-        """
-        if self.size == self.shape:
-            return f"{self.key}[:]" if self.key.endswith("]") else self.key
-        box = ",".join(f"{o}:{o + s}" for o, s in zip(self.offset, self.size))
-        return f"{self.key}[{box}]"
+    def row(self) -> list[Any]:
+        """As a part lists it."""
+        return [self.key, self.dtype, self.shape, self.offset, self.size, self.shared, self.begin]
+
+
+def chunk_name(key: str, shape: tuple[int, ...], offset: tuple[int, ...], size: tuple[int, ...]) -> str:
+    """A box's name in the safetensors file: the key, and the box where it isn't the whole tensor.
+
+    A key that could be taken for one with a box gets the box "[:]".
+    """
+    if size == shape:
+        return f"{key}[:]" if key.endswith("]") else key
+    box = ",".join(f"{o}:{o + s}" for o, s in zip(offset, size))
+    return f"{key}[{box}]"
+
+
+def chunks_json(chunks: Iterable[Chunk]) -> bytes:
+    """The list of chunks as it stands in a part."""
+    return canonical([chunk.row() for chunk in chunks])
 
 
 @dataclass(frozen=True)
@@ -67,11 +92,32 @@ class File:
 
 
 @dataclass(frozen=True)
-class Part:
-    """What one rank wrote. `time` is the snapshot's, in seconds since 1970.
+class Labels:
+    """What a checkpoint can be chosen by: the values that metrics had last, finite ones, and tags."""
 
-    `tree` holds its state, with references for tensors; `about` is free-form JSON.
-    """
+    metrics: Mapping[str, float] = field(default_factory=dict, hash=False)
+    tags: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {"metrics": dict(self.metrics), "tags": list(self.tags)}
+
+    @staticmethod
+    def of(value: Any) -> Labels:
+        """Raises CheckpointInvalid."""
+        metrics, tags = (value.get("metrics"), value.get("tags")) if isinstance(value, dict) else (None, None)
+        if not isinstance(metrics, dict) or not isinstance(tags, list):
+            raise CheckpointInvalid("the labels are malformed")
+        for name, number in metrics.items():
+            if type(number) not in (int, float) or not math.isfinite(number):
+                raise CheckpointInvalid(f"the metric {name!r} is {number!r}, not a finite number")
+        if not all(isinstance(tag, str) for tag in tags):
+            raise CheckpointInvalid("a tag is no string")
+        return Labels(metrics, tuple(tags))
+
+
+@dataclass(frozen=True)
+class PartHead:
+    """The beginning of a part: all that a commit needs of it. `time` is the snapshot's, in seconds since 1970."""
 
     run_id: str
     checkpoint: CheckpointName
@@ -79,71 +125,101 @@ class Part:
     world_size: int
     time: float
     shard: File
-    chunks: tuple[Chunk, ...]
     attachments: dict[str, File]
+    labels: Labels
+
+    @property
+    def files(self) -> tuple[tuple[str, int], ...]:
+        """(name, bytes) of the shard and the attachments."""
+        return tuple((file.name, file.bytes) for file in (self.shard, *self.attachments.values()))
+
+    @staticmethod
+    def from_bytes(data: bytes) -> PartHead:
+        """Of a whole part, of which the rest is not looked at. Raises CheckpointInvalid."""
+        try:
+            return PartHead(**_head(_load(_beginning(data, _PART_REST, "part"), "part")))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise CheckpointInvalid(f"a part is malformed: {error}") from error
+
+
+@dataclass(frozen=True)
+class Part(PartHead):
+    """What one rank wrote. `tree` holds its state, with references for tensors; `about` is free-form JSON."""
+
+    chunks: tuple[Chunk, ...]
     tree: Any
     about: dict[str, Any]
 
     def to_bytes(self) -> bytes:
-        return canonical(
-            {
-                "format_version": FORMAT_VERSION,
-                "run_id": self.run_id,
-                "checkpoint": str(self.checkpoint),
-                "rank": self.rank,
-                "world_size": self.world_size,
-                "time": self.time,
-                "shard": _file_json(self.shard),
-                "chunks": [
-                    [c.key, c.dtype, list(c.shape), list(c.offset), list(c.size), c.shared, c.begin]
-                    for c in self.chunks
-                ],
-                "attachments": {key: _file_json(file) for key, file in self.attachments.items()},
-                "tree": self.tree,
-                "about": self.about,
-            }
-        )
+        return part_bytes(self, chunks_json(self.chunks), canonical(self.tree), self.about)
 
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Part:
+    @staticmethod
+    def from_bytes(data: bytes) -> Part:
         """Raises CheckpointInvalid."""
         try:
-            return cls._of(_load(data, "part"))
-        except (TypeError, ValueError, StateError) as error:
+            value = _load(data, "part")
+            part = Part(
+                **_head(value),
+                chunks=tuple(_chunk(row) for row in _get(value, "chunks", list)),
+                tree=value.get("tree"),
+                about=_get(value, "about", dict),
+            )
+        except (TypeError, ValueError, OverflowError, StateError) as error:
             raise CheckpointInvalid(f"a part is malformed: {error}") from error
-
-    @classmethod
-    def _of(cls, value: dict[str, Any]) -> Part:
-        chunks = []
-        for row in _get(value, "chunks", list):
-            if not isinstance(row, list) or len(row) != 7:
-                raise CheckpointInvalid("a part's chunk is malformed")
-            key, dtype, shape, offset, size, shared, begin = row
-            if type(key) is not str or type(dtype) is not str or type(shared) is not bool:
-                raise CheckpointInvalid(f"a part's chunk of tensor {key!r} is malformed")
-            chunk = Chunk(key, dtype, _sizes(shape), _sizes(offset), _sizes(size), shared, _count(begin))
-            _check_chunk(chunk)
-            chunks.append(chunk)
-        part = cls(
-            run_id=_get(value, "run_id", str),
-            checkpoint=_name(_get(value, "checkpoint", str)),
-            rank=_count(value.get("rank")),
-            world_size=_count(value.get("world_size")),
-            time=_get(value, "time", float),
-            shard=_file(_get(value, "shard", dict)),
-            chunks=tuple(chunks),
-            attachments={key: _file(file) for key, file in _get(value, "attachments", dict).items()},
-            tree=value.get("tree"),
-            about=_get(value, "about", dict),
-        )
-        if part.rank >= part.world_size:
-            raise CheckpointInvalid(f"a part says rank {part.rank} of {part.world_size}")
-        if part.shard.name != names.shard_file(part.rank):
-            raise CheckpointInvalid(f"the part of rank {part.rank} names the shard {part.shard.name!r}")
         outside = next((c for c in part.chunks if c.begin + c.bytes > part.shard.bytes), None)
         if outside is not None:
             raise CheckpointInvalid(f"tensor {outside.name!r} of rank {part.rank} lies outside of its shard")
         return part
+
+
+def part_bytes(head: PartHead, chunks: bytes, tree: bytes, about: dict[str, Any]) -> bytes:
+    """A part, with its chunks and its tree given as JSON: they are large, and mostly those of the part before."""
+    beginning = {
+        "format_version": FORMAT_VERSION,
+        "run_id": head.run_id,
+        "checkpoint": str(head.checkpoint),
+        "rank": head.rank,
+        "world_size": head.world_size,
+        "time": head.time,
+        "shard": _file_json(head.shard),
+        "attachments": {key: _file_json(file) for key, file in head.attachments.items()},
+        "labels": head.labels.to_json(),
+    }
+    more = (b',"chunks":', chunks, b',"tree":', tree, b',"about":', canonical(about), b"}")
+    return b"".join((canonical(beginning)[:-1], *more))
+
+
+def _head(value: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a PartHead."""
+    rank, world_size = _count(value.get("rank")), _count(value.get("world_size"))
+    time, shard = _get(value, "time", float), _file(_get(value, "shard", dict))
+    if not math.isfinite(time):
+        raise CheckpointInvalid(f"a part was written at the time {time}")
+    if rank >= world_size:
+        raise CheckpointInvalid(f"a part says rank {rank} of {world_size}")
+    if shard.name != names.shard_file(rank):
+        raise CheckpointInvalid(f"the part of rank {rank} names the shard {shard.name!r}")
+    return {
+        "run_id": _get(value, "run_id", str),
+        "checkpoint": _name(_get(value, "checkpoint", str)),
+        "rank": rank,
+        "world_size": world_size,
+        "time": time,
+        "shard": shard,
+        "attachments": {key: _file(file) for key, file in _get(value, "attachments", dict).items()},
+        "labels": Labels.of(value.get("labels")),
+    }
+
+
+def _chunk(row: Any) -> Chunk:
+    if not isinstance(row, list) or len(row) != 7:
+        raise CheckpointInvalid("a part's chunk is malformed")
+    key, dtype, shape, offset, size, shared, begin = row
+    if type(key) is not str or type(dtype) is not str or type(shared) is not bool:
+        raise CheckpointInvalid(f"a part's chunk of tensor {key!r} is malformed")
+    chunk = Chunk(key, dtype, _sizes(shape), _sizes(offset), _sizes(size), shared, _count(begin))
+    _check_chunk(chunk)
+    return chunk
 
 
 @dataclass(frozen=True)
@@ -158,14 +234,46 @@ class PartEntry:
 
 
 @dataclass(frozen=True)
+class ManifestHead:
+    """The beginning of a manifest: what is known of a committed checkpoint without the list of its parts."""
+
+    run_id: str
+    checkpoint: CheckpointName
+    world_size: int
+    time: float
+    total_bytes: int
+    labels: Labels
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> ManifestHead:
+        """Of a whole manifest, whose digest is checked. Raises CheckpointInvalid."""
+        body = data[:-_SEAL_BYTES]
+        if data[-_SEAL_BYTES:] != b',"digest":"%b"}' % digest(body + b"}").encode():
+            raise CheckpointInvalid("the manifest's digest does not match its content")
+        value = _load(_beginning(data, _MANIFEST_REST, "manifest"), "manifest")
+        try:
+            return cls(
+                run_id=_get(value, "run_id", str),
+                checkpoint=_name(_get(value, "checkpoint", str)),
+                world_size=_count(value.get("world_size")),
+                time=_get(value, "time", float),
+                total_bytes=_count(value.get("bytes")),
+                labels=Labels.of(value.get("labels")),
+            )
+        except (CheckpointInvalid, OverflowError) as error:
+            raise CheckpointInvalid(f"the manifest is malformed: {error}") from error
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """The commit record: all parts, one for each rank. `time` is rank 0's snapshot's."""
+    """The commit record: all parts, one for each rank. `time` and `labels` are rank 0's."""
 
     run_id: str
     checkpoint: CheckpointName
     world_size: int
     time: float
     parts: tuple[PartEntry, ...]
+    labels: Labels
 
     @property
     def total_bytes(self) -> int:
@@ -179,6 +287,8 @@ class Manifest:
             "checkpoint": str(self.checkpoint),
             "world_size": self.world_size,
             "time": self.time,
+            "bytes": self.total_bytes,
+            "labels": self.labels.to_json(),
             "parts": [[p.rank, p.bytes, p.digest, [list(file) for file in p.files]] for p in self.parts],
         }
         return canonical({**value, "digest": digest(canonical(value))})
@@ -195,7 +305,7 @@ class Manifest:
         try:
             manifest = cls._of(value)
             same = manifest.to_bytes() == data  # its digest is among them, and each manifest has one spelling
-        except (TypeError, ValueError) as error:
+        except (CheckpointInvalid, TypeError, ValueError, OverflowError) as error:
             raise CheckpointInvalid(f"the manifest is malformed: {error}") from error
         if not same:
             raise CheckpointInvalid("the manifest's digest does not match its content")
@@ -215,31 +325,38 @@ class Manifest:
             world_size=_count(value.get("world_size")),
             time=_get(value, "time", float),
             parts=tuple(parts),
+            labels=Labels.of(value.get("labels")),
         )
         if len(parts) != manifest.world_size or any(part.rank != rank for rank, part in enumerate(parts)) or not parts:
             raise CheckpointInvalid(f"the manifest lists {len(parts)} parts for {manifest.world_size} ranks")
         return manifest
 
 
-def manifest_of(parts: list[tuple[Part, bytes]]) -> Manifest:
-    """The manifest of all parts (with their bytes), in any order. Raises CheckpointInvalid if they don't agree."""
-    parts = sorted(parts, key=lambda item: item[0].rank)
-    first = parts[0][0]
-    for part, _ in parts:
+def entry_of(part: PartHead, data: bytes) -> PartEntry:
+    """The manifest's entry for a part, of which `data` is the whole."""
+    return PartEntry(part.rank, len(data), digest(data), part.files)
+
+
+def manifest_of(parts: Iterable[tuple[PartHead, PartEntry]]) -> Manifest:
+    """The manifest of all parts, in any order. Raises CheckpointInvalid if they don't agree."""
+    ordered = sorted(parts, key=lambda item: item[0].rank)
+    first = ordered[0][0]
+    for part, _ in ordered:
         if (part.run_id, part.checkpoint, part.world_size) != (first.run_id, first.checkpoint, first.world_size):
             raise CheckpointInvalid(f"the parts of ranks {first.rank} and {part.rank} are of different checkpoints")
-    if [part.rank for part, _ in parts] != list(range(first.world_size)):
-        raise CheckpointInvalid(f"{len(parts)} of {first.world_size} parts are there")
-    entries = tuple(
-        PartEntry(
-            rank=part.rank,
-            bytes=len(data),
-            digest=digest(data),
-            files=tuple((file.name, file.bytes) for file in (part.shard, *part.attachments.values())),
-        )
-        for part, data in parts
-    )
-    return Manifest(first.run_id, first.checkpoint, first.world_size, first.time, entries)
+    if [part.rank for part, _ in ordered] != list(range(first.world_size)):
+        raise CheckpointInvalid(f"{len(ordered)} of {first.world_size} parts are there")
+    entries = tuple(entry for _, entry in ordered)
+    return Manifest(first.run_id, first.checkpoint, first.world_size, first.time, entries, first.labels)
+
+
+def _beginning(data: bytes, rest: bytes, what: str) -> bytes:
+    """The JSON object `data` up to the key that `rest` begins with. Quotes inside of strings are escaped, and the
+    values before that key hold no such list: it is found nowhere else."""
+    end = data.find(rest)
+    if end < 0:
+        raise CheckpointInvalid(f"the {what} is malformed: it has no {rest.decode()}")
+    return data[:end] + b"}"
 
 
 def _load(data: bytes, what: str) -> dict[str, Any]:
@@ -277,14 +394,22 @@ def _count(value: Any) -> int:
 def _sizes(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list):
         raise CheckpointInvalid(f"{value!r} is not a list of sizes")
-    return tuple(_count(item) for item in value)
+    for item in value:
+        if type(item) is not int or not 0 <= item < 2**62:
+            raise CheckpointInvalid(f"{item!r} is not a count")
+    return tuple(value)
 
 
 def _check_chunk(chunk: Chunk) -> None:
     if not len(chunk.shape) == len(chunk.offset) == len(chunk.size):
         raise CheckpointInvalid(f"tensor {chunk.key!r} has a box of another dimension")
-    if any(o + s > whole for o, s, whole in zip(chunk.offset, chunk.size, chunk.shape)):
-        raise CheckpointInvalid(f"tensor {chunk.key!r} has a box outside of its shape")
+    elements = 1
+    for offset, size, whole in zip(chunk.offset, chunk.size, chunk.shape):
+        elements *= whole or 1
+        if offset + size > whole:
+            raise CheckpointInvalid(f"tensor {chunk.key!r} has a box outside of its shape")
+    if len(chunk.shape) > _MAX_DIMENSIONS or elements >= 2**62:
+        raise CheckpointInvalid(f"tensor {chunk.key!r} has a shape that no tensor has: {chunk.shape}")
     item_bytes(chunk.dtype)
 
 
@@ -310,7 +435,9 @@ def _file(value: Any) -> File:
         block_bytes=_count(value.get("block_bytes")),
         digests=tuple(str(item) for item in _get(value, "digests", list)),
     )
-    if file.block_bytes < 1 or len(file.digests) != -(-file.bytes // file.block_bytes):
+    if not 1 <= file.block_bytes <= _MAX_BLOCK_BYTES:
+        raise CheckpointInvalid(f"{file.name!r} has digests of blocks of {file.block_bytes} bytes")
+    if len(file.digests) != -(-file.bytes // file.block_bytes):
         raise CheckpointInvalid(f"the digests of {file.name!r} don't cover its {file.bytes} bytes")
     return file
 

@@ -18,17 +18,27 @@ FORMAT_VERSION = 1
 RUN = "run.json"
 JOURNAL = "metrics.jsonl"
 INCARNATIONS = "incarnations"
+STOP_REQUEST = "requests/stop.json"
+STACKS = "stacks"
+TRACES = "traces"
+FAILED_STARTS = "jobs/failed-starts.json"
+PROGRESS = "progress.json"
+SUBMISSIONS = "submissions"
 CHECKPOINTS = "checkpoints"
 ASIDE = "aside"
 ASIDE_FILES = "aside-files"
 LOGS = "logs"
 FILES = "files"
+TAGS = "tags"
+REPORTS = "reports"
+SOURCES = "sources"
 
 _COUNT = r"(0|[1-9]\d{0,17})"
 _CHECKPOINT = re.compile(rf"E{_COUNT}_U{_COUNT}_S{_COUNT}-(\d{{4,18}})\Z", re.ASCII)
 _INCARNATION = re.compile(r"(\d{4,18})\.json\Z", re.ASCII)
 _PART = re.compile(r"rank-(\d{5,18})\.json\Z", re.ASCII)
 _TEMPORARY = ".tmp"
+_UNPUBLISHED = re.compile(r"\.[0-9a-f]+-[0-9a-f]{8}\.tmp\Z")
 
 
 @dataclass(frozen=True, order=True)
@@ -138,5 +148,34 @@ def temporary(name: str, token: str) -> str:
     return f"{name}.{token}{_TEMPORARY}"
 
 
+def is_unpublished(name: str) -> bool:
+    """A file that a process was writing, to be published under the name before the last two dots."""
+    return _UNPUBLISHED.search(name) is not None
+
+
 def is_temporary(name: str) -> bool:
     return name.endswith(_TEMPORARY)
+
+
+def job_folder(life: str) -> str:
+    """Of one life of a batch job, `life` being its number and its restarts: where its daemons meet."""
+    return f"jobs/{life}"
+
+
+def trace_worker(incarnation: int, rank: int) -> str:
+    """What a trace's file name begins with: TensorBoard shows it as the worker."""
+    return f"life-{incarnation:04d}-rank-{rank:05d}"
+
+
+def tag_file(tag: str) -> str:
+    return f"{TAGS}/{tag}.json"
+
+
+def report_file(incarnation: int) -> str:
+    """What a life took over when it began."""
+    return f"{REPORTS}/{incarnation:04d}.json"
+
+
+def stacks_file(incarnation: int, rank: int) -> str:
+    """Where a rank's threads stood when it hung."""
+    return f"{STACKS}/{incarnation:04d}-rank-{rank:05d}.txt"

@@ -78,17 +78,18 @@ def lay_out(entries: Sequence[Entry], metadata: dict[str, str]) -> Layout:
     header: dict[str, Any] = {"__metadata__": metadata}
     offset, offsets = 0, []
     for entry in ordered:
-        if entry.name in header:
-            raise StateError(f"two tensors are called {entry.name!r}; names of tracked state must be unique")
-        try:
-            entry.name.encode()
-        except UnicodeEncodeError:
-            raise StateError(f"tensor {entry.name!r} has a name that is no text: it holds lone surrogates") from None
-        code = _KNOWN[entry.dtype][0]
-        shape = [*entry.shape, 2] if entry.dtype in _PAIRS else list(entry.shape)
+        name, shape = entry.name, list(entry.shape)
+        if name in header:
+            raise StateError(f"two tensors are called {name!r}; names of tracked state must be unique")
+        if not name.isascii():
+            _refuse_surrogates(name)
+        code, item = _KNOWN[entry.dtype]
+        end = offset + math.prod(shape) * item
+        if entry.dtype in _PAIRS:
+            shape.append(2)
         offsets.append(offset)
-        header[entry.name] = {"dtype": code, "shape": shape, "data_offsets": [offset, offset + entry.bytes]}
-        offset += entry.bytes
+        header[name] = {"dtype": code, "shape": shape, "data_offsets": [offset, end]}
+        offset = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=True).encode()
     text += b" " * (-(len(text) + 8) % ALIGNMENT)
     if len(text) > MAX_HEADER_BYTES:
@@ -100,3 +101,10 @@ def lay_out(entries: Sequence[Entry], metadata: dict[str, str]) -> Layout:
         begins=tuple(begin + value for value in offsets),
         size=begin + offset,
     )
+
+
+def _refuse_surrogates(name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise StateError(f"tensor {name!r} has a name that is no text: it holds lone surrogates") from None

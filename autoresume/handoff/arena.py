@@ -8,13 +8,19 @@ the rank; an unnamed one is the rank's own and dies with it.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import mmap
 import os
 from pathlib import Path
 
+from autoresume.storage import pages
+
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; mmap has no name for it
 _PAGE = mmap.PAGESIZE
+_POPULATE_BYTES = 64 * 1024 * 1024
+_madvise = ctypes.CDLL(None).madvise  # mmap's own does not let other threads run
+_madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class Arena:
@@ -72,8 +78,10 @@ def _create(path: Path, size: int) -> mmap.mmap:
 
 
 def _populate(memory: mmap.mmap) -> None:
-    try:
-        memory.madvise(_MADV_POPULATE_WRITE)
-    except OSError:
-        for offset in range(0, len(memory), _PAGE):
-            memory[offset] = 0
+    """Fault all pages in, in steps that leave the interpreter to other threads."""
+    begin = pages.address(memory)
+    for offset in range(0, len(memory), _POPULATE_BYTES):
+        size = min(_POPULATE_BYTES, len(memory) - offset)
+        if _madvise(begin + offset, size, _MADV_POPULATE_WRITE) != 0:
+            for page in range(offset, offset + size, _PAGE):
+                memory[page] = 0

@@ -1,4 +1,4 @@
-"""One step for all ranks of a node to act at, agreed in shared memory without a collective.
+"""One step for all ranks to act at, agreed in shared memory without a collective.
 
 Law: a rank publishes its step, then reads the fence; the daemon writes a proposed step, then reads
 the ranks' steps. Between a side's write and its read lies a full memory barrier, so either the rank
@@ -12,10 +12,14 @@ sees the proposal or the daemon sees that the rank is there already (Dekker's ar
     3  if confirmed(n): act
 
 A rank that acts at S therefore knows that no rank has passed S without seeing the fence, and says that it
-has acted; the fence is not used again before all have. The daemon
-makes the barrier for both sides (membarrier(2), which interrupts every core), so that a rank's
+has acted; the fence is not used again before all have. A rank waits for the word as long as the daemon
+lives: one that lost patience could pass a step at which the others act. With several nodes each daemon
+offers the same S to its own ranks, and one of them confirms when all have accepted (node/team.py).
+
+The daemon makes the barrier for both sides (membarrier(2), which interrupts every core), so that a rank's
 boundary is two plain memory accesses. A rank that has left its loop obeys an order for a later step where
-it stands; once all have left, nothing is proposed any more.
+it stands. When all ranks of all nodes have left and obeyed, the daemon closes the fence: nothing is
+proposed any more, and the ranks may end.
 """
 
 from __future__ import annotations
@@ -26,12 +30,18 @@ import mmap
 import os
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+from autoresume.errors import AgreementError
 
 _WORDS_PER_RANK = 8
 _HEADER_WORDS = 8
 _MEMBARRIER = {"x86_64": 324, "aarch64": 283}.get(platform.machine())
 _MEMBARRIER_CMD_GLOBAL = 1
+_FENCE, _BEAT, _CLOSED = 0, 1, 2
+_LOOK_SECONDS = 0.5
+"""How often a waiting rank looks whether the daemon still lives."""
 
 
 class Order(enum.IntEnum):
@@ -77,24 +87,19 @@ class _Shared:
             os.close(descriptor)
         self.words = memoryview(self._memory).cast("Q")
 
-    def all_left(self) -> bool:
-        """True when every rank of this node has left its loop."""
-        return all(
-            self.words[slot + 1] == Phase.LEFT for slot in range(_HEADER_WORDS, len(self.words), _WORDS_PER_RANK)
-        )
-
     def close(self) -> None:
         self.words.release()
         self._memory.close()
 
 
 class RankFence(_Shared):
-    """A rank's side. Offsets in words: 0 the fence, 1 the daemon's heartbeat in nanoseconds."""
+    """A rank's side. Words of the header: the fence, the daemon's heartbeat in nanoseconds, closed or not."""
 
-    def __init__(self, path: Path, local_rank: int) -> None:
+    def __init__(self, path: Path, local_rank: int, daemon_lives: Callable[[], bool] = lambda: True) -> None:
         super().__init__(path, None)
         self._slot = _HEADER_WORDS + _WORDS_PER_RANK * local_rank
         self._acted = -1
+        self._daemon_lives = daemon_lives
 
     def publish(self, step: int, phase: Phase = Phase.TRAINING) -> None:
         self.words[self._slot] = step + 1
@@ -105,40 +110,46 @@ class RankFence(_Shared):
         if order > self.words[self._slot + 2]:
             self.words[self._slot + 2] = order
 
-    def at(self, step: int, patience_seconds: float = 10.0) -> Order:
-        """The boundary after `step`: publish it and learn what to do here. A few microseconds."""
+    def at(self, step: int) -> Order:
+        """The boundary after `step`: publish it and learn what to do here. A few microseconds.
+
+        Raises AgreementError if the daemon died while it had this very step proposed.
+        """
         self.words[self._slot] = step + 1
-        word = self.words[0]
-        if not word:
+        if not self.words[_FENCE]:
             return Order.NOTHING
-        where, order, state = _unpack(word)
+        where, order, state = _unpack(self.words[_FENCE])
         if where != step or step == self._acted:
             return Order.NOTHING
-        deadline = time.monotonic() + patience_seconds
-        while state is _State.PROPOSED and time.monotonic() < deadline:
-            time.sleep(0.0005)
-            where, order, state = _unpack(self.words[0])
-            if where != step:
-                return Order.NOTHING
-        if state is not _State.CONFIRMED:
+        if state is _State.PROPOSED:
+            where, order, state = self._decided(step)
+        if state is not _State.CONFIRMED or where != step:
             return Order.NOTHING
         self._act(step, order)
         return order
 
-    def at_rest(self, step: int, patience_seconds: float = 10.0) -> Order:
-        """For a rank that has left its loop after `step`: an order for a step that the others reach later.
-
-        What is proposed is waited for: after all have left, the last word holds for all of them.
-        """
-        deadline = time.monotonic() + patience_seconds
-        where, order, state = _unpack(self.words[0])
-        while state is _State.PROPOSED and time.monotonic() < deadline:
-            time.sleep(0.0005)
-            where, order, state = _unpack(self.words[0])
+    def at_rest(self, step: int) -> Order:
+        """For a rank that has left its loop after `step`: an order for a step that the others reach later."""
+        where, order, state = _unpack(self.words[_FENCE])
         if state is not _State.CONFIRMED or where <= step or where == self._acted:
             return Order.NOTHING
         self._act(where, order)
         return order
+
+    def _decided(self, step: int) -> tuple[int, Order, _State]:
+        look = time.monotonic() + _LOOK_SECONDS
+        while True:
+            where, order, state = _unpack(self.words[_FENCE])
+            if state is not _State.PROPOSED or where != step:
+                return where, order, state
+            if time.monotonic() > look:
+                look = time.monotonic() + _LOOK_SECONDS
+                if not self._daemon_lives():
+                    raise AgreementError(
+                        f"the node daemon died while it had all ranks stop at step {step}; start the same command "
+                        "again, and the run goes on from its last checkpoint"
+                    )
+            time.sleep(0.0005)
 
     def _act(self, where: int, order: Order) -> None:
         self._acted = where
@@ -148,11 +159,15 @@ class RankFence(_Shared):
 
     def target(self) -> int:
         """The step that the fence names."""
-        return _unpack(self.words[0])[0]
+        return _unpack(self.words[_FENCE])[0]
+
+    def closed(self) -> bool:
+        """True when all ranks have left and obeyed: no order comes any more."""
+        return bool(self.words[_CLOSED])
 
     def daemon_beat(self) -> float:
         """Monotonic seconds of the daemon's last heartbeat."""
-        return self.words[1] / 1e9
+        return self.words[_BEAT] / 1e9
 
 
 class DaemonFence(_Shared):
@@ -169,7 +184,7 @@ class DaemonFence(_Shared):
         self.beat()
 
     def beat(self) -> None:
-        self.words[1] = time.monotonic_ns()
+        self.words[_BEAT] = time.monotonic_ns()
 
     def steps(self) -> list[int | None]:
         """Each rank's last boundary; None before its first."""
@@ -183,37 +198,60 @@ class DaemonFence(_Shared):
         """The strongest wish of any rank."""
         return Order(max(self.words[_HEADER_WORDS + _WORDS_PER_RANK * rank + 2] for rank in range(self.ranks)))
 
+    def all_left(self) -> bool:
+        """True when every rank of this node has left its loop."""
+        return all(phase is Phase.LEFT for phase in self.phases())
+
     def forget_wishes(self) -> None:
         for rank in range(self.ranks):
             self.words[_HEADER_WORDS + _WORDS_PER_RANK * rank + 2] = 0
 
     def settled(self) -> bool:
         """False while a rank has yet to obey the order that stands."""
-        where, _, state = _unpack(self.words[0])
+        where, _, state = _unpack(self.words[_FENCE])
         acted = (self.words[_HEADER_WORDS + _WORDS_PER_RANK * rank + 3] for rank in range(self.ranks))
         return state is not _State.CONFIRMED or all(step > where for step in acted)
 
-    def propose(self, ahead: int, order: Order) -> int | None:
-        """Fix `order` for a step `ahead` (>= 1) of every rank; that step, or None if a rank was faster.
+    def offer(self, target: int, order: Order) -> bool:
+        """Propose `order` at step `target` to this node's ranks. False: one was faster, and it is withdrawn.
 
-        Every rank must have reached its first boundary, or left, and have obeyed the last order. Refused
-        proposals are withdrawn.
+        True: every rank comes to `target` still and waits there; `confirm` or `withdraw` must follow. Every rank
+        must have reached its first boundary, or left, and have obeyed the last order.
         """
-        steps = [step for step in self.steps() if step is not None]
-        if len(steps) < self.ranks or not self.settled():
-            return None
-        target = max(steps) + ahead
-        self.words[0] = _pack(target, order, _State.PROPOSED)
+        if None in self.steps() or not self.settled() or self.words[_CLOSED]:
+            return False
+        self.words[_FENCE] = _pack(target, order, _State.PROPOSED)
         barrier()
-        if any(step is not None and step >= target for step in self.steps()) or self.all_left():
-            # Somebody got there before it could be confirmed, and may not have seen the proposal; or nobody will.
-            self.words[0] = 0
-            return None
-        self.words[0] = _pack(target, order, _State.CONFIRMED)
-        return target
+        if any(step is not None and step >= target for step in self.steps()):
+            self.withdraw()  # somebody got there before it could be confirmed, and may not have seen the proposal
+            return False
+        return True
+
+    def confirm(self) -> None:
+        """What was offered holds: all ranks act there."""
+        where, order, state = _unpack(self.words[_FENCE])
+        if state is _State.PROPOSED:
+            self.words[_FENCE] = _pack(where, order, _State.CONFIRMED)
 
     def withdraw(self) -> None:
-        self.words[0] = 0
+        """What was offered does not hold; what was confirmed stays."""
+        if _unpack(self.words[_FENCE])[2] is _State.PROPOSED:
+            self.words[_FENCE] = 0
+
+    def propose(self, ahead: int, order: Order) -> int | None:
+        """Fix `order` for a step `ahead` (>= 1) of every rank, where this node has them all; that step, or None."""
+        steps = [step for step in self.steps() if step is not None]
+        if len(steps) < self.ranks or not self.offer(max(steps) + ahead, order):
+            return None
+        if self.all_left():
+            self.withdraw()  # nobody comes there
+            return None
+        self.confirm()
+        return max(steps) + ahead
+
+    def shut(self) -> None:
+        """Close the fence: all ranks everywhere have left and obeyed. Nothing is proposed afterwards."""
+        self.words[_CLOSED] = 1
 
 
 def barrier() -> None:

@@ -18,6 +18,8 @@ from autoresume.format.names import is_temporary, temporary
 
 NODE_FOLDER_VARIABLE = "AUTORESUME_NODE_FOLDER"
 """Set by the daemon for its ranks."""
+STACKS_FILE = "stacks"
+"""Before a dash and the local rank: where a rank writes its stacks when it is asked to."""
 
 
 class Mailbox:
@@ -56,9 +58,14 @@ class Mailbox:
         (self.folder / f"{name}.json").unlink(missing_ok=True)
 
 
+def memory_parent() -> Path:
+    """Where the machine keeps files in memory, if it has such a place."""
+    return Path(os.environ.get("AUTORESUME_MEMORY", "/dev/shm"))  # noqa: S108  (what is made there is private)
+
+
 def memory_root() -> Path:
     """This user's folder in memory, mode 0700: on tmpfs where the machine has one."""
-    parent = Path(os.environ.get("AUTORESUME_MEMORY", "/dev/shm"))  # noqa: S108  (checked and made private below)
+    parent = memory_parent()
     if not os.access(parent, os.W_OK | os.X_OK):
         parent = Path(tempfile.gettempdir())
     root = parent / f"autoresume-{os.getuid()}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import os
 import signal
 import time
@@ -18,6 +19,10 @@ from types import FrameType
 from autoresume.errors import UsageError
 
 PR_SET_PDEATHSIG = 1
+STACKS_SIGNAL = signal.SIGRTMIN + 7
+"""Asks a rank for the stacks of all its threads: far from what libraries use."""
+_look = importlib.import_module("_signal").getsignal
+"""What `signal.getsignal` asks, before it looks for an enum of that value: that took most of a step's boundary."""
 
 
 class SignalTrap:
@@ -38,9 +43,9 @@ class SignalTrap:
         Only the main thread may; elsewhere nothing happens, since Python would refuse.
         """
         for number in self.signals:
-            there = signal.getsignal(number)
-            if there == self._handle:
+            if _look(number) == self._handle:
                 continue
+            there = signal.getsignal(number)
             try:
                 signal.signal(number, self._handle)
             except ValueError:

@@ -2,22 +2,27 @@
 
 Law: one line for each call of `run.log`, with its step, in order. After a restore the journal is cut
 back to the restored step, so that each step is there exactly once however often the run was killed.
-A torn last line is no line.
+A torn last line is no line. A disk that is full or fails never reaches the training: lines wait in
+memory, in their order, until they can be written.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from autoresume.loggers.base import Record, Value
 
+log = logging.getLogger("autoresume")
+
 _VISIBLE_SECONDS = 1.0
+_ENCODER = json.JSONEncoder(separators=(",", ":"))  # json.dumps would make one for each line
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 """Written as {"float": "nan"}: JSON has no word for them, and a text may be called nan."""
 
@@ -27,7 +32,10 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: IO[str] | None = None
+        self._descriptor: int | None = None
+        self._records: list[Record] = []
+        self._waiting = bytearray()
+        self._failed = False
         self._flushed = 0.0
 
     def cut(self, step: int) -> int | None:
@@ -56,25 +64,70 @@ class Journal:
         """Write one line; others can read it a second later. Raises TypeError for what is no plain value."""
         plain = {name: _plain(name, value) for name, value in values.items()}
         record = Record(step, time.time(), plain)
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "a", encoding="utf-8")
-        written = {"step": step, "time": record.time, "values": {k: _written(v) for k, v in plain.items()}}
-        self._file.write(json.dumps(written, separators=(",", ":")) + "\n")
+        self._records.append(record)
         if record.time - self._flushed > _VISIBLE_SECONDS:
             self._flushed = record.time
-            self._file.flush()
+            self.flush()
         return record
 
-    def flush(self) -> None:
-        """Hand the lines to the operating system: they survive this process. (A checkpoint makes them durable.)"""
-        if self._file is not None:
-            self._file.flush()
+    def _encode(self) -> None:
+        """Many at a time: a step waits for less than a line of its own."""
+        for record in self._records:
+            values = {name: _written(value) for name, value in record.values.items()}
+            written = {"step": record.step, "time": record.time, "values": values}
+            self._waiting += _ENCODER.encode(written).encode() + b"\n"
+        self._records.clear()
+
+    def flush(self) -> bool:
+        """Hand the lines to the operating system: they survive this process. (A checkpoint makes them durable.)
+
+        False if that is not possible now; they wait then, and are written with the next.
+        """
+        self._encode()
+        try:
+            while self._waiting:
+                # What was written, be it half a line, is gone from here: nothing is written twice.
+                del self._waiting[: os.write(self._open(), self._waiting)]
+        except OSError as error:
+            if not self._failed:
+                self._failed = True
+                log.warning(
+                    "metrics can't be written to %s: %s; training goes on, and they wait in memory until they can be",
+                    self.path,
+                    error.strerror or error,
+                )
+            return False
+        if self._failed:
+            self._failed = False
+            log.info("metrics are written to %s again; none was lost", self.path)
+        return True
+
+    @property
+    def bytes(self) -> int:
+        """How long the file is when everything is written."""
+        self._encode()
+        try:
+            return os.path.getsize(self.path) + len(self._waiting)
+        except FileNotFoundError:
+            return len(self._waiting)
+
+    def _open(self) -> int:
+        if self._descriptor is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        return self._descriptor
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        if not self.flush():
+            log.warning(
+                "the last %d bytes of metrics could not be written to %s; a run that goes on from its last checkpoint "
+                "logs them again",
+                len(self._waiting),
+                self.path,
+            )
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 def read(path: Path, after: int = -1) -> Iterator[Record]:

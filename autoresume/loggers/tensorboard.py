@@ -20,27 +20,31 @@ class TensorBoardLogger:
         from torch.utils.tensorboard import SummaryWriter
 
         self._make: Any = SummaryWriter
-        self.writer: Any = None
+        self.handle: Any = None
 
     def open(self, run: RunInfo, resumed_step: int) -> tuple[int, Mapping[str, str]]:
         folder = run.folder / "tensorboard"
         held = last_step(folder, resumed_step)
-        self.writer = self._make(str(folder), purge_step=held + 1, flush_secs=5)
+        self.handle = self._make(str(folder), purge_step=held + 1, flush_secs=5)
+        if not run.identity:
+            about = {"run_id": run.run_id, **({"origin": run.origin} if run.origin else {}), **run.config}
+            rows = "\n".join(f"| {key} | {value} |" for key, value in about.items())
+            self.handle.add_text("run", f"| | |\n|---|---|\n{rows}", 0)
         return held, {"folder": str(folder)}
 
     def write(self, records: Sequence[Record]) -> None:
         for record in records:
             for name, value in record.values.items():
                 if isinstance(value, (int, float)):
-                    self.writer.add_scalar(name, value, record.step, walltime=record.time)
+                    self.handle.add_scalar(name, value, record.step, walltime=record.time)
                 elif value is not None:
-                    self.writer.add_text(name, str(value), record.step, walltime=record.time)
+                    self.handle.add_text(name, str(value), record.step, walltime=record.time)
 
     def flush(self) -> None:
-        self.writer.flush()
+        self.handle.flush()
 
-    def close(self, finished: bool) -> None:
-        self.writer.close()
+    def close(self, how: str) -> None:
+        self.handle.close()
 
 
 def last_step(folder: Path, at_most: int) -> int:

@@ -8,12 +8,16 @@ local rank, since every rank writes one file.
 from __future__ import annotations
 
 import logging
+import math
+import os
 import time
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from autoresume import spans
 from autoresume.checkpoint import incarnation
 from autoresume.checkpoint.commit import commit_if_complete
 from autoresume.checkpoint.custody import Outcome, settle
@@ -21,13 +25,18 @@ from autoresume.checkpoint.persist import Snapshot, persist
 from autoresume.checkpoint.retain import Keep
 from autoresume.errors import AutoresumeError
 from autoresume.failpoints import reach
-from autoresume.format.manifest import Chunk
+from autoresume.format.manifest import Labels
 from autoresume.format.names import CheckpointName
+from autoresume.handoff import kept
 from autoresume.handoff.arena import Arena
 from autoresume.handoff.mailbox import Mailbox
 from autoresume.storage.local import LocalStorage
 
 log = logging.getLogger("autoresume")
+
+_TICK_NANOSECONDS = 100_000_000
+_SLOW_COPY_BYTES_PER_SECOND = 1e9
+"""Stands for the copy into the arena, which the custodian does not see: slower than any machine does it."""
 
 
 class Custodian:
@@ -37,12 +46,19 @@ class Custodian:
         self._running: dict[str, Future[None]] = {}
         self._collected: set[int] = set()
         self._told: list[str] = []
+        self._looked_at: int | None = None
+        """When the mailbox had last changed, if all that had come by then was seen."""
         self.keep = Keep()
-        self.last_commit: str | None = None
+        self._costs: deque[float] = deque(maxlen=40)
 
     def look(self) -> None:
         """Begin to persist what was sealed since the last look."""
         self._running = {name: future for name, future in self._running.items() if not future.done()}
+        changed = os.stat(self._mailbox.folder).st_mtime_ns
+        if changed == self._looked_at:
+            return  # many times a second nothing has come
+        # The clock of a file system ticks slowly: another message may come in the same tick as the last one.
+        self._looked_at = changed if time.time_ns() - changed > _TICK_NANOSECONDS else None
         for name in self._mailbox.names("sealed-"):
             if name not in self._running:
                 message = self._mailbox.receive(name)
@@ -58,11 +74,23 @@ class Custodian:
             for future in list(self._running.values()):
                 future.result()
 
+    @property
+    def busy(self) -> bool:
+        """True while something that was sealed is being persisted."""
+        return any(not future.done() for future in self._running.values())
+
+    @property
+    def cost_seconds(self) -> float | None:
+        """What a save costs from its copy to its commit: the 95th percentile of this node's last ones."""
+        ordered = sorted(self._costs)
+        return ordered[math.ceil(0.95 * len(ordered)) - 1] if ordered else None
+
     def close(self) -> None:
         self._pool.shutdown(wait=True)
 
     def _handle(self, message_name: str, message: dict[str, Any]) -> None:
         began = time.monotonic()
+        spans.record(bool(message.get("spans")))
         checkpoint, problem, committed, size = str(message.get("checkpoint")), None, False, 0
         try:
             name = CheckpointName.parse(checkpoint)
@@ -75,9 +103,10 @@ class Custodian:
                 size = snapshot.bytes
                 reach("daemon.persist")
                 persist(storage, snapshot, guard)
-                manifest = commit_if_complete(storage, name, guard)
+                kept.keep(self._mailbox, Path(message["arena"]).name, checkpoint, snapshot.rank, len(snapshot.image))
+                manifest = commit_if_complete(storage, name, guard, snapshot.world_size)
                 if manifest is not None:
-                    committed, self.last_commit = True, checkpoint
+                    committed = True
                     settle(storage, name, self.keep, guard, name.incarnation in self._collected)
                     self._collected.add(name.incarnation)
             finally:
@@ -88,9 +117,14 @@ class Custodian:
         except Exception as error:  # the thread's boundary: nothing may be tried for ever
             problem = f"{type(error).__name__}: {error}"
             log.exception("%s can't be handled", message_name)
-        self._tell(Outcome(checkpoint, committed, problem, time.monotonic() - began, size), message_name)
-        for _, blob in dict(message.get("attachments") or {}).values():
-            (self._mailbox.folder / Path(blob).name).unlink(missing_ok=True)
+        seconds = time.monotonic() - began
+        if problem is None:
+            self._costs.append(seconds + size / _SLOW_COPY_BYTES_PER_SECOND)
+        self._tell(Outcome(checkpoint, committed, problem, seconds, size, spans.take()), message_name)
+        attached = [blob for _, blob in dict(message.get("attachments") or {}).values()]
+        for blob in (message.get("chunks"), message.get("tree"), *attached):
+            if isinstance(blob, str):
+                (self._mailbox.folder / Path(blob).name).unlink(missing_ok=True)
         self._mailbox.remove(message_name)
 
     def _tell(self, outcome: Outcome, message_name: str) -> None:
@@ -102,13 +136,9 @@ class Custodian:
 
 
 def _snapshot(message: dict[str, Any], name: CheckpointName, arena: Arena, folder: Path) -> Snapshot:
-    chunks = tuple(
-        Chunk(**{**row, "shape": tuple(row["shape"]), "offset": tuple(row["offset"]), "size": tuple(row["size"])})
-        for row in message["chunks"]
-    )
-    attachments = {
-        key: (file, (folder / Path(blob).name).read_bytes()) for key, (file, blob) in message["attachments"].items()
-    }
+    def blob(name: str) -> bytes:
+        return (folder / Path(name).name).read_bytes()
+
     return Snapshot(
         run_id=message["run_id"],
         checkpoint=name,
@@ -116,10 +146,11 @@ def _snapshot(message: dict[str, Any], name: CheckpointName, arena: Arena, folde
         world_size=message["world_size"],
         time=message["time"],
         image=arena.view(message["bytes"]),
-        chunks=chunks,
-        tree=message["tree"],
+        chunks=blob(message["chunks"]),
+        tree=blob(message["tree"]),
         about=message["about"],
-        attachments=attachments,
+        attachments={key: (file, blob(content)) for key, (file, content) in message["attachments"].items()},
         files=tuple(message["files"]),
-        sync=tuple(message["sync"]),
+        sync=dict(message["sync"]),
+        labels=Labels.of(message["labels"]),
     )

@@ -1,8 +1,9 @@
 """The node daemon: the parent of the launcher and its ranks, which it outlives.
 
-Law: one loop: note what happened, ask the policy, do what it says. Signal handlers set flags. It owns
-the node's folder in memory, and removes it; it leaves no process and no file behind, whatever happens
-to the ranks. What a daemon that was itself killed left is settled by the next one (`adopt`).
+Law: one loop: what signals, ranks, other nodes and the cluster say goes to the coordinator, which is here on
+node 0 and at the end of a line elsewhere; what it answers is done. Signal handlers set flags. The daemon leaves
+no process and no file in memory behind, whatever happens to the ranks. What a daemon that was itself killed
+left is settled by the next one (`adopt`).
 """
 
 from __future__ import annotations
@@ -13,250 +14,327 @@ import os
 import secrets
 import shutil
 import signal
-import subprocess
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from autoresume.checkpoint import incarnation
 from autoresume.checkpoint.retain import Keep
-from autoresume.errors import EXIT_FINISHED, EXIT_INTERRUPTED, EXIT_NO_STEP, AutoresumeError, UsageError
-from autoresume.handoff.fence import DaemonFence, Order
-from autoresume.handoff.mailbox import NODE_FOLDER_VARIABLE, Mailbox, memory_root
+from autoresume.errors import EXIT_FINISHED, EXIT_HOPELESS, EXIT_INTERRUPTED, EXIT_STOPPED, UsageError
+from autoresume.handoff.mailbox import Mailbox, memory_root
 from autoresume.handoff.signals import SignalTrap
-from autoresume.node import policy, processes
+from autoresume.node import aftermath, brain, link, processes
+from autoresume.node.brain import Cause, Verdict
+from autoresume.node.cluster import Cluster, NoCluster, Notice
+from autoresume.node.coordinator import Coordinator, RoundEnded
 from autoresume.node.custodian import Custodian
-from autoresume.node.policy import Kind, State
-from autoresume.storage.local import LocalStorage
+from autoresume.node.link import Listener
+from autoresume.node.node import Message, Node, name_here
+from autoresume.node.team import Member, Team
 
 log = logging.getLogger("autoresume")
 
 _TURN_SECONDS = 0.01
-_LOOK_SECONDS = 0.05
-"""How often processes are looked at, which costs more than looking at shared memory."""
-_CAUSE_SECONDS = 1.0
-"""A rank that is gone without a word within this time of another's error is the cause of that error."""
+_MEETING_SECONDS = 600.0
+_PACE_SECONDS = 1.0
+"""How often a node tells node 0 of its steps: an offer's answer tells them at once when it matters."""
 
 
-@dataclass
-class _Life:
-    """The ranks that greeted the daemon together: one incarnation, as far as this node sees it."""
+@dataclass(frozen=True)
+class Plan:
+    """What a daemon is to do. `command` starts the ranks of this node; `grace_seconds` holds for every stop signal."""
 
-    run_folder: Path
-    number: int
-    ranks: dict[int, tuple[int, float]]
-    """local rank -> (pid, start time)"""
-    died: dict[int, float] = field(default_factory=dict)
-    """local rank -> when it was seen to be gone, in seconds since 1970"""
+    command: Sequence[str]
+    local_ranks: int
+    grace_seconds: float
+    environment: Mapping[str, str]
+    nodes: int = 1
+    """Nodes of the job, spare ones included."""
+    node_rank: int = 0
+    spares: int = 0
+    meeting: Path | None = None
+    """Folder on a file system that all nodes share; needed for more than one."""
+    run_folder: Path | None = None
+    """Of the run, where that is known before its ranks have named it."""
+    bare: bool = False
+    """The command is a rank itself, and no launcher: each node has one."""
+    restarts_here: bool = False
+    """Whether ranks that came to a bad end are started again by this daemon; else by whoever started it."""
+    budgets: Mapping[Cause, int | None] = field(default_factory=dict)
+
+    @property
+    def needed(self) -> int:
+        return self.nodes - self.spares
 
 
 class NodeDaemon:
-    """`command` starts the ranks: torchrun, or one python. `grace_seconds` holds for every stop signal."""
-
-    def __init__(
-        self,
-        command: Sequence[str],
-        local_ranks: int,
-        grace_seconds: float,
-        environment: Mapping[str, str],
-    ) -> None:
-        self.command, self.local_ranks, self.grace_seconds = list(command), local_ranks, grace_seconds
-        self.environment = environment
-        self.state = State()
-        self.life: _Life | None = None
-        self.child: subprocess.Popen[bytes] | None = None
-        self._taken: frozenset[int] = frozenset()
-        self._stepped = False
-        self._next_look = 0.0
+    def __init__(self, plan: Plan, cluster: Cluster | None = None) -> None:
+        self.plan = plan
+        self.cluster: Cluster = cluster or NoCluster()
+        self._stop = SignalTrap([signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+        self._user = SignalTrap([signal.SIGINT, signal.SIGHUP])
 
     def run(self) -> int:
         """Start the ranks and stay until they are gone and everything sealed is settled; the exit code."""
         processes.become_subreaper()
-        stop = SignalTrap([signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
-        user = SignalTrap([signal.SIGINT, signal.SIGHUP])
-        stop.install()
-        user.install()
+        self._stop.install()
+        self._user.install()
         root = memory_root()
         adopt(root)
         folder = root / f"node-{os.getpid()}-{secrets.token_hex(4)}"
         folder.mkdir(mode=0o700)
-        self.mailbox = Mailbox(folder)
-        self.fence = DaemonFence(folder / "fence", self.local_ranks)
-        self.custodian = Custodian(self.mailbox, self.local_ranks)
-        pid, started = incarnation.this_process()
-        self.mailbox.send("daemon", {"pid": pid, "started": started})
         try:
-            try:
-                self.child = processes.spawn(self.command, {**self.environment, NODE_FOLDER_VARIABLE: str(folder)})
-            except OSError as error:
-                raise UsageError(f"{self.command[0]!r} can't be started: {error.strerror or error}") from error
-            while not self.state.over:
-                self._turn(stop, user)
-                time.sleep(_TURN_SECONDS)
-            assert self.state.exit_code is not None
-            failed = self.state.exit_code not in (EXIT_FINISHED, EXIT_INTERRUPTED)
-            stepped = self._stepped or not self._idle()  # a rank may have died of its first steps just now
-            return EXIT_NO_STEP if failed and not stepped else self.state.exit_code
+            return _Captain(self, folder).run() if self.plan.node_rank == 0 else _Crew(self, folder).run()
         finally:
             processes.kill_tree()
-            self.custodian.close()
-            self.fence.close()
             shutil.rmtree(folder, ignore_errors=True)
-            stop.restore()
-            user.restore()
+            self._stop.restore()
+            self._user.restore()
 
-    # -- one turn of the loop ---------------------------------------------------------------------
+    def new_signal(self) -> signal.Signals | None:
+        """The stop signal that came, once."""
+        found, self._stop.first = self._stop.first, None
+        return found
 
-    def _turn(self, stop: SignalTrap, user: SignalTrap) -> None:
-        self.fence.beat()
-        if stop.first is not None and not self.state.interrupted:
-            self._stop(f"{stop.first.name} received")
-        if user.first is not None:
-            assert self.child is not None
-            self.child.send_signal(user.first)  # Ctrl-C is the user's: the ranks get their KeyboardInterrupt
-            user.clear()
-        self.custodian.look()
-        if time.monotonic() >= self._next_look:
-            self._next_look = time.monotonic() + _LOOK_SECONDS
-            self._greetings()
-            self._deaths()
-            processes.reap(self.child.pid if self.child else None)
-        settled = self.fence.settled()  # before the wishes: one that has just been obeyed does not count
-        wish = self.fence.wishes()
-        if wish:
-            self.fence.forget_wishes()
-            self._deaths()  # torchrun tells the others after one has died: look at that first
-            if wish is Order.STOP and not self._falls_apart():
-                self._stop("a signal to stop reached a rank")
-            elif wish is Order.SAVE and settled:
-                self._happened(policy.Wished())  # else it is being taken: a rank wishes until it has it
-        self._stepped = self._stepped or not self._idle()
-        self._happened(policy.Tick(ready=self._ready(), idle=self._idle()))
-        code = self.child.poll() if self.child else 0
-        if code is not None:
-            code = code if code >= 0 else 128 - code
-            finished, interrupted = self._all_said("finished"), self._all_said("interrupted")
-            self._happened(policy.LauncherExited(code, finished, interrupted))
+    def pass_on(self, node: Node) -> None:
+        if self._user.first is not None:
+            node.forward(self._user.first)
+            self._user.clear()
 
-    def _stop(self, why: str) -> None:
-        if not self.state.interrupted:
-            log.info("%s: the ranks stop at a common step within %.0f s", why, self.grace_seconds)
-            self._happened(policy.Signalled(why, self.grace_seconds))
+    @property
+    def interrupted_by_user(self) -> bool:
+        return self._user.count > 0
 
-    def _happened(self, event: policy.Event) -> None:
-        self.state, actions = policy.step(self.state, event, time.monotonic())
-        for action in actions:
-            if action.kind is Kind.PROPOSE:
-                target = self.fence.propose(action.ahead, action.order)
-                self._happened(policy.Proposed(target))
-            elif action.kind is Kind.DRAIN:
-                processes.kill_tree()
-                self.custodian.drain()
-                self._bury()
-            else:
-                log.warning("the ranks are killed: %s", action.why)
-                if action.kind is Kind.KILL_ALL:
-                    processes.kill_tree()
-                elif self.life is not None:
-                    processes.kill(self.life.ranks.values())  # the launcher's new ranks, if any, are spared
 
-    def _byes(self) -> list[str]:
-        return [str((self.mailbox.receive(name) or {}).get("how")) for name in self.mailbox.names("bye-")]
+class _Captain:
+    """The daemon of node 0."""
 
-    def _all_said(self, how: str) -> bool:
-        return self.life is not None and self._byes() == [how] * len(self.life.ranks)
-
-    def _falls_apart(self) -> bool:
-        """A rank has failed, or is gone: torchrun now sends SIGTERM to the others, which is no preemption."""
-        return self.life is not None and (bool(self.life.died) or "failed" in self._byes())
-
-    def _ready(self) -> bool:
-        return self.life is not None and None not in self.fence.steps() and self.fence.settled()
-
-    def _idle(self) -> bool:
-        return all(step is None for step in self.fence.steps())
-
-    # -- ranks come and go ------------------------------------------------------------------------
-
-    def _greetings(self) -> None:
-        """When all local ranks of a new start have said hello: settle the old ones, then welcome the new."""
-        hellos: dict[int, dict[str, Any]] = {}
-        for name in self.mailbox.names("hello-"):
-            message = self.mailbox.receive(name)
-            if message is not None and incarnation.process_lives(message["pid"], message["started"]):
-                hellos[int(name.removeprefix("hello-"))] = message
-        pids = frozenset(message["pid"] for message in hellos.values())
-        if not hellos or len(hellos) < next(iter(hellos.values()))["local_world_size"] or pids == self._taken:
-            return
-        if pids & self._taken:
-            return  # some of them are still the old ones
-        self.custodian.drain()
-        self._bury()
-        for leftover in self.mailbox.folder.glob("arena-*"):
-            leftover.unlink(missing_ok=True)
-        for name in self.mailbox.names("bye-") + self.mailbox.names("outcome-"):
-            self.mailbox.remove(name)
-        self.fence.reset()
-        self._taken = pids
-        first = hellos[min(hellos)]
-        self.custodian.keep = keep_of(first["keep"])
-        self.life = _Life(
-            Path(first["run_folder"]),
-            int(first["incarnation"]),
-            {local: (message["pid"], message["started"]) for local, message in hellos.items()},
+    def __init__(self, daemon: NodeDaemon, folder: Path) -> None:
+        self.daemon, self.plan = daemon, daemon.plan
+        self.inbox: deque[tuple[int, Message]] = deque()
+        self.node = Node(
+            folder,
+            self.plan.command,
+            self.plan.local_ranks,
+            self.plan.environment,
+            lambda message: self.inbox.append((0, message)),
         )
-        self._happened(policy.Greeted())
-        for local, message in hellos.items():
-            self.mailbox.send(f"welcome-{local}", {"pid": message["pid"]})
+        self.members = {0: Member(0, self.node.obey, "127.0.0.1", name_here())}
+        self.listener: Listener | None = None
+        self.coordinator = Coordinator(Team({}), self.plan.grace_seconds)
+        self.notice = Notice()
+        self.round = 0
+        self.bad: frozenset[str] = frozenset()
+        """Nodes that the next round does without, if it can."""
 
-    def _deaths(self) -> None:
-        if self.life is None:
-            return
-        for local, (pid, started) in self.life.ranks.items():
-            if local in self.life.died or incarnation.process_lives(pid, started):
-                continue
-            self.life.died[local] = time.time()
-            if not self.mailbox.waiting(f"bye-{local}"):
-                log.warning("rank %d (process %d) is gone without a word", local, pid)
-                self._happened(policy.RankDied(local))
-            if len(self.life.died) == len(self.life.ranks):
-                self._happened(policy.LifeOver())
-
-    def _cause(self, life: _Life) -> tuple[str, str]:
-        """Of all that the ranks said, or did not say, what came first."""
-        how, why, said = "died", "", float("inf")
-        byes = [self.mailbox.receive(name) or {} for name in self.mailbox.names("bye-")]
-        for message in sorted(byes, key=lambda bye: bye.get("how") != "failed")[:1]:  # a failure explains the others
-            how, why, said = str(message.get("how")), str(message.get("why")), float(message.get("time", 0.0))
-        silent = [local for local in life.ranks if not self.mailbox.waiting(f"bye-{local}")]
-        if how == "interrupted" and self.state.interrupted:
-            why = self.state.why
-        if not silent:
-            return how, why
-        gone = min(silent, key=lambda local: life.died.get(local, float("inf")))
-        if life.died.get(gone, float("inf")) > said + _CAUSE_SECONDS:
-            return how, why  # it was ended since another one had failed
-        if self.state.interrupted:
-            return "interrupted", self.state.why
-        return "died", f"rank {gone} was killed, or crashed"
-
-    def _bury(self) -> None:
-        """Write down how the incarnation ended that this node has just seen end. The first word counts."""
-        life, self.life = self.life, None
-        if life is None:
-            return
-        steps = [step for step in self.fence.steps() if step is not None]
-        how, why = self._cause(life)
+    def run(self) -> int:
+        code = EXIT_HOPELESS
         try:
-            incarnation.end(LocalStorage(life.run_folder), life.number, how, max(steps, default=None), why)
-        except (OSError, AutoresumeError) as error:
-            log.warning("how incarnation %d ended could not be written down: %s", life.number, error)
+            if self.plan.nodes > 1:
+                assert self.plan.meeting is not None
+                self.listener = Listener(self.plan.meeting)
+            code = self._rounds()
+            return code
+        finally:
+            for number, member in self.members.items():
+                if number:
+                    member.send({"kind": "end", "code": code})
+            if self.listener is not None:
+                self.listener.close()
+            self.node.close()
+
+    def _wait_for_nodes(self) -> RoundEnded | None:
+        """Until as many nodes as are needed have come; what ended the waiting, if they did not."""
+        deadline = time.monotonic() + _MEETING_SECONDS
+        while len(self.members) < self.plan.nodes:
+            self._listen(_TURN_SECONDS)
+            found = self.daemon.new_signal()
+            if found is not None or self.daemon.interrupted_by_user:
+                why = f"{found.name if found else 'SIGINT'} received before all nodes had come"
+                return RoundEnded(EXIT_INTERRUPTED, Cause.SIGNAL, why, False, None)
+            if time.monotonic() > deadline:
+                if len(self.members) >= self.plan.needed:
+                    break
+                why = (
+                    f"only {len(self.members)} of {self.plan.needed} nodes have come within {_MEETING_SECONDS:.0f} s; "
+                    f"each must see {self.plan.meeting}, and reach this node by TCP"
+                )
+                log.error("%s", why)
+                return RoundEnded(1, Cause.START, why, False, None)
+        return None
+
+    def _rounds(self) -> int:
+        missing = self._wait_for_nodes()
+        while True:
+            ended = missing or self._one_round()
+            verdict = self._decide(ended)
+            if ended.cause is not Cause.FINISHED:
+                log.info("%s", verdict.why)
+            if verdict.kind is brain.Kind.RESTART:
+                self.bad = frozenset(verdict.exclude)
+                continue
+            code = self._code_of(ended, verdict)
+            if verdict.kind is brain.Kind.REQUEUE:
+                return self.daemon.cluster.requeue(verdict.why, verdict.exclude)
+            if not verdict.by_slurm:
+                self.daemon.cluster.ended(ended.cause, verdict.why)
+            return code
+
+    @staticmethod
+    def _code_of(ended: RoundEnded, verdict: Verdict) -> int:
+        if ended.code == EXIT_INTERRUPTED and verdict.asked_for:
+            return EXIT_STOPPED
+        return EXIT_HOPELESS if verdict.hopeless else ended.code
+
+    # -- one round --------------------------------------------------------------------------------
+
+    def _one_round(self) -> RoundEnded:
+        self.round += 1
+        chosen = sorted(sorted(self.members, key=self._worth)[: self.plan.needed])
+        port = link.free_port() if self.plan.nodes > 1 else 0
+        coordinator = self.coordinator
+        coordinator.team = Team({number: self.members[number] for number in chosen})
+        try:
+            coordinator.begin_round(lambda member: self._environment(member, chosen, port))
+        except UsageError:
+            self.node.close()
+            raise
+        while coordinator.ended is None:
+            self._turn()
+        return coordinator.ended
+
+    def _worth(self, number: int) -> tuple[bool, int]:
+        """The first node is always needed: the launchers meet on it."""
+        return number > 0 and self.members[number].name in self.bad, number
+
+    def _environment(self, member: Member, chosen: list[int], port: int) -> dict[str, str]:
+        """How the launchers of several nodes find each other, in torchrun's variables; explicit flags win."""
+        number, ranks = str(chosen.index(member.number)), str(len(chosen))
+        more = {"AUTORESUME_NODES": ranks, "AUTORESUME_ROUND": str(self.round)}
+        if self.plan.nodes == 1:
+            return more
+        if self.plan.bare:
+            more |= {"RANK": number, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": "1"}
+        return more | {
+            "PET_NNODES": ranks,
+            "PET_NODE_RANK": number,
+            "PET_MASTER_ADDR": member.address,
+            "PET_MASTER_PORT": str(port),
+            "MASTER_ADDR": member.address,
+            "MASTER_PORT": str(port),
+        }
+
+    def _turn(self) -> None:
+        self._listen(_TURN_SECONDS)
+        found = self.daemon.new_signal()
+        if found is not None:
+            self.coordinator.stop(f"{found.name} received")
+            self.daemon.cluster.hurry()
+        self.daemon.pass_on(self.node)
+        self.node.turn()  # after the signals: what they interrupt is looked at afterwards
+        while self.inbox:
+            self.coordinator.hear(*self.inbox.popleft())
+        notice = self.daemon.cluster.news()
+        if notice is not None:
+            self.notice = notice
+            self.coordinator.limit(notice.end)
+        self.coordinator.turn()
+
+    def _listen(self, seconds: float) -> None:
+        """Take in what the other nodes say; returns at once when something came."""
+        if self.listener is None:
+            time.sleep(seconds)
+            return
+        lines = self.listener.lines
+        sockets = [line.socket for line in lines.values() if line.broken is None]
+        ready = link.wait([self.listener.socket, *sockets], 0 if self.inbox else seconds)
+        for number in self.listener.accept():
+            line = lines[number]
+            self.members[number] = Member(number, line.send, line.address, line.name)
+        for number, line in list(lines.items()):
+            line.flush()
+            if line.broken is None and line.socket.fileno() in ready:
+                self.inbox.extend((number, message) for message in line.receive())
+            if line.broken is not None:
+                del lines[number]
+                self.members.pop(number, None)
+                while self.inbox:  # its last words come first
+                    self.coordinator.hear(*self.inbox.popleft())
+                self.coordinator.lose(number, line.broken)
+
+    # -- what follows -----------------------------------------------------------------------------
+
+    def _decide(self, ended: RoundEnded) -> Verdict:
+        cause, cluster = ended.cause, self.daemon.cluster
+        notice = self.notice
+        if ended.code not in (EXIT_FINISHED, EXIT_INTERRUPTED) and cause is Cause.UNKNOWN and ended.number is None:
+            cause = Cause.START
+        if cause is not Cause.FINISHED and (ended.code == EXIT_INTERRUPTED or notice.over):
+            notice = cluster.why_stopped(self.coordinator.state.why)
+            cause = notice.cause or cause
+        return aftermath.decide(
+            ended.run_folder or self.plan.run_folder,
+            cause,
+            notice,
+            number=ended.number,
+            why=ended.why,
+            nodes=[member.name or "" for _, member in sorted(self.members.items())],
+            spares=len(self.members) - self.plan.needed,
+            stepped=ended.stepped,
+            stop_wanted=self.daemon.interrupted_by_user,
+            restarts_here=self.plan.restarts_here and len(self.members) >= self.plan.needed and not notice.over,
+            can_requeue=cluster.can_requeue,
+            budgets=self.plan.budgets,
+        )
 
 
-def keep_of(value: Sequence[Any]) -> Keep:
-    return Keep(int(value[0]), value[1], value[2])
+class _Crew:
+    """The daemon of any other node."""
+
+    def __init__(self, daemon: NodeDaemon, folder: Path) -> None:
+        self.daemon, self.plan = daemon, daemon.plan
+        assert self.plan.meeting is not None
+        self.line = link.find_coordinator(
+            self.plan.meeting,
+            self.plan.node_rank,
+            name_here(),
+            _MEETING_SECONDS,
+            lambda: daemon._stop.first is not None,
+        )
+        self.node = Node(
+            folder, self.plan.command, self.plan.local_ranks, self.plan.environment, self.line.send, _PACE_SECONDS
+        )
+        self.leave_at = float("inf")
+
+    def run(self) -> int:
+        try:
+            while True:
+                code = self._turn()
+                if code is not None:
+                    return code
+        finally:
+            self.line.close()
+            self.node.close()
+
+    def _turn(self) -> int | None:
+        self.node.turn()
+        link.wait([self.line.socket], _TURN_SECONDS)
+        found = self.daemon.new_signal()
+        if found is not None:
+            self.line.send({"kind": "signal", "name": found.name})
+            self.leave_at = min(self.leave_at, time.monotonic() + 10 * self.plan.grace_seconds)
+        self.daemon.pass_on(self.node)
+        for message in self.line.receive():
+            if message.get("kind") == "end":
+                return int(message["code"])
+            self.node.obey(message)
+        if self.line.broken is not None or time.monotonic() > self.leave_at:
+            log.warning("the first node is gone (%s): what is sealed here is persisted", self.line.broken or "silent")
+            self.node.obey({"kind": "drain"})
+            return 1
+        return None
 
 
 def adopt(root: Path) -> None:
@@ -273,7 +351,7 @@ def adopt(root: Path) -> None:
                 log.info("a node daemon was killed here; persisting the snapshots that it left")
                 custodian = Custodian(mailbox, 1)
                 for name in mailbox.names("hello-"):
-                    custodian.keep = keep_of((mailbox.receive(name) or {})["keep"])
+                    custodian.keep = Keep.of((mailbox.receive(name) or {})["keep"])
                 custodian.drain()
                 custodian.close()
         except (OSError, ValueError, KeyError) as error:

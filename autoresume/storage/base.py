@@ -2,7 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Protocol
+
+from autoresume.storage.reading import Target
+
+
+class Reader(Protocol):
+    """An open file, which many threads may read from at once. It is closed by whoever opened it."""
+
+    def fill(
+        self, begin: int, end: int, targets: Sequence[Target] = (), through_cache: bool = False
+    ) -> Iterator[memoryview]:
+        """Read the bytes [begin, end) to the targets that lie in them, and show all of them, in order, in pieces.
+
+        The targets are sorted, and don't overlap; parts of them that lie outside are left alone. A piece may be looked
+        at until the next one is asked for; a target holds its bytes when the last one was. With `through_cache` the
+        bytes are left where others on this node find them. Raises OSError, and EOFError when the file is too short.
+        """
+
+    def close(self) -> None:
+        """Give it back."""
 
 
 class Storage(Protocol):
@@ -23,6 +43,9 @@ class Storage(Protocol):
 
         Raises FileNotFoundError, and EOFError when the file is too short.
         """
+
+    def reader(self, name: str) -> Reader:
+        """The file, to be read in pieces. Raises FileNotFoundError."""
 
     def write(self, name: str, data: bytes | memoryview) -> None:
         """Publish a file atomically, replacing what was there. Durable when it returns, its name too."""

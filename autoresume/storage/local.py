@@ -14,13 +14,17 @@ import mmap
 import os
 import secrets
 import shutil
+import stat
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
 from autoresume.failpoints import reach
 from autoresume.format import names
 from autoresume.format.names import is_inside, temporary
+from autoresume.storage.reading import OpenFile
 
 _DIRECT_ALIGNMENT = 4096
 _DIRECT_BLOCK = 8 * 1024 * 1024
@@ -37,6 +41,8 @@ class LocalStorage:
         self.root = Path(root)
         self._durable: set[Path] = set()
         """Folders whose names this process has made durable, whoever made them."""
+        self._plain: set[Path] = set()
+        """Folders that are known to be no symbolic links."""
 
     def __repr__(self) -> str:
         return f"LocalStorage({str(self.root)!r})"
@@ -55,15 +61,21 @@ class LocalStorage:
 
     def size(self, name: str) -> int | None:
         try:
-            return os.stat(self.path(name)).st_size
+            stats = os.lstat(self._unlinked(name))
+            if stat.S_ISLNK(stats.st_mode):
+                if _is_deep(name):
+                    raise OSError(errno.ELOOP, "a symbolic link, which is not followed", str(self.path(name)))
+                stats = os.stat(self.path(name))
+            return stats.st_size
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def read(self, name: str, into: memoryview | None = None, offset: int = 0) -> bytes:
-        if into is None:
-            return self.path(name).read_bytes()
-        descriptor = os.open(self.path(name), os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = self._open(name)
         try:
+            if into is None:
+                with open(descriptor, "rb", closefd=False) as file:
+                    return file.read()
             done = 0
             while done < len(into):
                 count = os.preadv(descriptor, [into[done:]], offset + done)
@@ -73,6 +85,30 @@ class LocalStorage:
         finally:
             os.close(descriptor)
         return b""
+
+    def reader(self, name: str) -> OpenFile:
+        return OpenFile(self._open(name), name)
+
+    def _open(self, name: str) -> int:
+        path = self._unlinked(name)
+        flags = os.O_NONBLOCK | (os.O_NOFOLLOW if _is_deep(name) else 0)  # a pipe would wait for a writer
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, "not a plain file", str(path))
+        return descriptor
+
+    def _unlinked(self, name: str) -> Path:
+        """The same as `path`, for reading. Somebody may keep a folder of the root, or one below it, on another disk;
+        symbolic links further down lead out of what was written here, and are refused with OSError."""
+        path = self.path(name)
+        folder = path.parent
+        while _is_deep(folder.relative_to(self.root).as_posix()) and folder not in self._plain:
+            if folder.is_symlink():
+                raise OSError(errno.ELOOP, "a symbolic link, which is not followed", str(folder))
+            self._plain.add(folder)
+            folder = folder.parent
+        return path
 
     def write(self, name: str, data: bytes | memoryview) -> None:
         path = self.path(name)
@@ -249,6 +285,11 @@ class LocalStorage:
             os.close(descriptor)
 
 
+def _is_deep(name: str) -> bool:
+    """Whether a name lies so deep that its last component may be no symbolic link."""
+    return name.count("/") >= 2
+
+
 def _rename(temp: Path, path: Path) -> None:
     """Publish `temp`; it is removed where that fails."""
     try:
@@ -271,9 +312,8 @@ def _remove_tree(path: Path) -> None:
 
 
 def _write_buffered(descriptor: int, view: memoryview) -> None:
-    offset = 0
-    while offset < len(view):
-        offset += os.pwrite(descriptor, view[offset : offset + _DIRECT_BLOCK], offset)
+    for begin in range(0, len(view), _DIRECT_BLOCK):
+        _write_at(descriptor, view[begin : begin + _DIRECT_BLOCK], begin)
 
 
 def _write_direct(path: Path, descriptor: int, view: memoryview) -> bool:
@@ -284,39 +324,70 @@ def _write_direct(path: Path, descriptor: int, view: memoryview) -> bool:
         if error.errno in _NO_DIRECT:
             return False
         raise
-    # The kernel wants aligned memory; a view of a mapped arena is aligned, anything else is bounced.
-    window = memoryview(mmap.mmap(-1, _DIRECT_BLOCK))
     try:
-        aligned = _address(view) % _DIRECT_ALIGNMENT == 0
-        whole = len(view) - len(view) % _DIRECT_ALIGNMENT
         try:
-            os.posix_fallocate(descriptor, 0, len(view))
+            os.posix_fallocate(descriptor, 0, len(view))  # one extent instead of hundreds
         except OSError as error:
             if error.errno not in _NO_DIRECT:
                 raise
-        offset = 0
-        while offset < whole:
-            block = view[offset : min(offset + _DIRECT_BLOCK, whole)]
-            if not aligned:
-                window[: len(block)] = block
-                block = window[: len(block)]
-            try:
-                count = os.pwrite(direct, block, offset)
-            except OSError as error:
-                if offset == 0 and error.errno in _NO_DIRECT:
-                    return False
-                raise
-            offset += count - count % _DIRECT_ALIGNMENT
-            if count % _DIRECT_ALIGNMENT:
-                break  # a partial write: the buffered tail below takes over
-            reach("storage.write.block")
-        tail = view[offset:]
-        while len(tail):
-            count = os.pwrite(descriptor, tail, offset)
-            tail, offset = tail[count:], offset + count
+        whole = len(view) - len(view) % _DIRECT_ALIGNMENT
+        blocks = _DirectBlocks(direct, descriptor, view, range(0, whole, _DIRECT_BLOCK), whole)
+        try:
+            if whole:
+                blocks.write(0)
+        except OSError as error:
+            if error.errno in _NO_DIRECT:
+                return False
+            raise
+        # A second one keeps the disk busy while the first is between two blocks.
+        with ThreadPoolExecutor(1, "autoresume-write") as pool:
+            other = pool.submit(blocks.write_all)
+            blocks.write_all()
+            other.result()
+        _write_at(descriptor, view[whole:], whole)
         return True
     finally:
         os.close(direct)
+
+
+class _DirectBlocks:
+    """The blocks of one file, written in any order by several threads."""
+
+    def __init__(self, direct: int, buffered: int, view: memoryview, begins: range, end: int) -> None:
+        self._direct, self._buffered, self._view, self._end = direct, buffered, view, end
+        self._left = deque(begins[1:])
+        self._aligned = _address(view) % _DIRECT_ALIGNMENT == 0
+
+    def write_all(self) -> None:
+        """Take what is left, block by block; if one fails the others are left alone. Raises OSError."""
+        while True:
+            try:
+                begin = self._left.popleft()
+            except IndexError:
+                return
+            try:
+                self.write(begin)
+            except BaseException:
+                self._left.clear()
+                raise
+
+    def write(self, begin: int) -> None:
+        block = self._view[begin : min(begin + _DIRECT_BLOCK, self._end)]
+        if not self._aligned:
+            # The kernel wants aligned memory; a view of a mapped arena is aligned, anything else goes through this.
+            window = memoryview(mmap.mmap(-1, len(block)))
+            window[:] = block
+            block = window
+        count = os.pwrite(self._direct, block, begin)
+        if count < len(block):
+            _write_at(self._buffered, block[count:], begin + count)  # what is left may be aligned no more
+        reach("storage.write.block")
+
+
+def _write_at(descriptor: int, view: memoryview, offset: int) -> None:
+    while len(view):
+        count = os.pwrite(descriptor, view, offset)
+        view, offset = view[count:], offset + count
 
 
 def _address(view: memoryview) -> int:

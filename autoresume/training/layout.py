@@ -9,22 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import Any, NamedTuple
 
 from autoresume.errors import StateError
-from autoresume.format.manifest import Chunk
+from autoresume.format.manifest import Chunk, chunk_name, chunks_json
 from autoresume.format.tensorfile import Entry, Layout, item_bytes, lay_out
 from autoresume.training.state import Leaf
 
 
-@dataclass(frozen=True)
-class Copy:
-    """Rows [first, last) of leaf number `leaf` go to byte `begin` of the file; all of it if `rows` is None."""
+class Copy(NamedTuple):
+    """`bytes` bytes of leaf number `leaf`, from its byte `first` on, go to byte `begin` of the file.
+
+    `rows` are the same in rows of the leaf, [first, last); None: all of it.
+    """
 
     leaf: int
     rows: tuple[int, int] | None
+    first: int
+    bytes: int
     begin: int
 
 
@@ -36,6 +38,7 @@ class Plan:
     layout: Layout
     chunks: tuple[Chunk, ...]
     copies: tuple[Copy, ...]
+    chunks_json: bytes
 
     @property
     def bytes(self) -> int:
@@ -81,7 +84,8 @@ def make_plan(leaves: Sequence[Leaf], rank: int, world_size: int, metadata: dict
         world_size,
     )
     rows_of = dict(zip(split, mine))
-    chunks: dict[str, tuple[Chunk, int, tuple[int, int] | None]] = {}
+    boxes: dict[str, tuple[int, tuple[int, ...], tuple[int, ...], tuple[int, int] | None]] = {}
+    entries = []
     for index, leaf in enumerate(leaves):
         rows = rows_of.get(index)
         if rows is not None and rows[0] >= rows[1]:
@@ -91,27 +95,17 @@ def make_plan(leaves: Sequence[Leaf], rank: int, world_size: int, metadata: dict
             offset, size = (rows[0], *offset[1:]), (rows[1] - rows[0], *size[1:])
         else:
             rows = None
-        chunk = Chunk(leaf.key, leaf.dtype, leaf.shape, offset, size, leaf.shared, 0)
-        if chunk.name in chunks:
+        name = chunk_name(leaf.key, leaf.shape, offset, size)
+        if name in boxes:
             raise StateError(f"two tensors are called {leaf.key!r}; names of tracked state must be unique")
-        chunks[chunk.name] = (chunk, index, rows)
-    layout = lay_out([Entry(name, chunk.dtype, chunk.size) for name, (chunk, _, _) in chunks.items()], metadata)
+        boxes[name] = index, offset, size, rows
+        entries.append(Entry(name, leaf.dtype, size))
+    layout = lay_out(entries, metadata)
     placed, copies = [], []
     for entry, begin in zip(layout.entries, layout.begins):
-        chunk, index, rows = chunks[entry.name]
-        placed.append(Chunk(chunk.key, chunk.dtype, chunk.shape, chunk.offset, chunk.size, chunk.shared, begin))
-        copies.append(Copy(index, rows, begin))
-    return Plan(signature(leaves), layout, tuple(placed), tuple(copies))
-
-
-def execute(plan: Plan, leaves: Sequence[Leaf], image: memoryview) -> None:
-    """Copy the state into `image`, which then is the tensor file, byte for byte."""
-    image[: len(plan.layout.header)] = plan.layout.header
-    whole = torch.frombuffer(image, dtype=torch.uint8)
-    for copy in plan.copies:
-        leaf = leaves[copy.leaf]
-        source = leaf.tensor if copy.rows is None else leaf.tensor[copy.rows[0] : copy.rows[1]]
-        if source.numel():
-            end = copy.begin + source.numel() * source.element_size()
-            # conj/neg views are lazy: copy_ resolves them.
-            whole[copy.begin : end].view(source.dtype).view(source.shape).copy_(source)
+        index, offset, size, rows = boxes[entry.name]
+        leaf, count = leaves[index], entry.bytes
+        placed.append(Chunk(leaf.key, leaf.dtype, leaf.shape, offset, size, leaf.shared, begin))
+        first = rows[0] * (count // (rows[1] - rows[0])) if rows is not None else 0
+        copies.append(Copy(index, rows, first, count, begin))
+    return Plan(signature(leaves), layout, tuple(placed), tuple(copies), chunks_json(placed))

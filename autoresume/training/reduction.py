@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from autoresume.training.agreement import Ranks
+
 log = logging.getLogger("autoresume")
 
 _LEAST_RANKS = 3
@@ -87,3 +89,22 @@ def find(objects: Mapping[str, Any], world_size: int) -> dict[str, ReductionOrde
             if id(inner) in tracked:
                 found[tracked[id(inner)]] = ReductionOrder(thing)
     return dict(sorted(found.items()))
+
+
+def settle(objects: Mapping[str, Any], ranks: Ranks, noted: Mapping[str, list[int]]) -> dict[str, ReductionOrder]:
+    """Let DDP add up gradients in the noted order, bit for bit; where none is noted, note it. Every rank calls it."""
+    found = find(objects, ranks.world_size)
+    for name, one in found.items():
+        order = noted.get(name)
+        ready = order is not None and len(order) == len(one.parameters) and one.can_rehearse()
+        if all(ranks.gather(ready)) and order is not None:
+            one.rehearse(order)
+            continue
+        one.watch()
+        if order is not None and ranks.rank == 0:
+            log.warning(
+                "%s: DDP adds up the first step's gradients in another order than before, since hooks on "
+                "gradients or communication are set: the last bits may differ",
+                name,
+            )
+    return found

@@ -1,6 +1,7 @@
 """From a committed checkpoint into live objects: chosen by all ranks together, verified, then loaded.
 
-Law: nothing is loaded before every rank has read and verified all it needs; a checkpoint that is
+Law: nothing is loaded before every rank has read and verified all it needs: what is read into live tensors
+already is overwritten by the next candidate, or training does not begin. A checkpoint that is
 damaged is put aside by rank 0 with the reason and the next one is tried; state that doesn't fit is an
 error that lists what differs. A run that has had checkpoints is never silently started from scratch.
 """
@@ -9,35 +10,42 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from autoresume.checkpoint import sidefiles
+from autoresume.checkpoint.abandon import has_manifest
 from autoresume.checkpoint.discover import Judged, complete_commits, judge, listing, set_aside
+from autoresume.checkpoint.incarnation import numbers
 from autoresume.checkpoint.persist import Guard
-from autoresume.errors import AutoresumeError, CheckpointInvalid, NoValidCheckpoint, StateError
+from autoresume.checkpoint.retain import collect_unpublished
+from autoresume.errors import AutoresumeError, CheckpointInvalid, NoValidCheckpoint, StateError, StorageFailed
 from autoresume.failpoints import reach
 from autoresume.format import names, tree
 from autoresume.format.manifest import Manifest
 from autoresume.format.names import CheckpointName
+from autoresume.handoff import kept
+from autoresume.handoff.mailbox import Mailbox
+from autoresume.spans import span
 from autoresume.storage.base import Storage
 from autoresume.training.agreement import Ranks
+from autoresume.training.live import destinations, misfits
+from autoresume.training.pickled import pickled
 from autoresume.training.reader import Box, CheckpointReader
-from autoresume.training.state import decode, pickled, references
+from autoresume.training.sharded import box_of, boxes, fitted, parameters
+from autoresume.training.state import decode, references
 
 log = logging.getLogger("autoresume")
 
 _VISIBLE_SECONDS = 60.0
-Held = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
-"""(offset, size, shape of the whole tensor) of what this rank holds of a sharded tensor."""
 
 
 @dataclass
 class Restored:
-    """A verified checkpoint in memory, not yet in the live objects."""
+    """A verified checkpoint in memory. Of the live objects only tensors may hold it already."""
 
     manifest: Manifest
     states: dict[str, Any]
@@ -48,15 +56,25 @@ class Restored:
     """Side files that it holds."""
     rejected: list[str]
     """Newer checkpoints that were not chosen, each with its reason."""
+    about: dict[str, Any]
+    """What its writer noted (rank 0's)."""
 
 
 def choose_and_read(
-    storage: Storage, run_id: str, ranks: Ranks, guard: Guard, wanted: Callable[[], Mapping[str, Held]]
+    storage: Storage,
+    run_id: str,
+    ranks: Ranks,
+    guard: Guard,
+    objects: Mapping[str, Any],
+    mailbox: Mailbox | None = None,
+    into_live: bool = True,
 ) -> Restored | None:
     """The newest checkpoint that every rank can read, read; None if the run never had one.
 
-    Every rank must call it. `wanted` gives the boxes of sharded tensors that this rank holds. Raises
-    NoValidCheckpoint if there were checkpoints and none is left.
+    Every rank must call it. Of sharded tensors each reads what its `objects` hold; and where these are modules and
+    optimizers that load as torch's do, and fit, the bytes are read straight into their tensors. What the node's daemon
+    has kept in memory is named in its `mailbox`, and is not read from the disk. Raises NoValidCheckpoint if there were
+    checkpoints and none is left: `objects` hold no one knows what then.
     """
     rejected: list[str] = []
     candidates = _Candidates(storage, run_id, guard, rejected) if ranks.rank == 0 else None
@@ -67,18 +85,71 @@ def choose_and_read(
             return None
         name = CheckpointName.parse(offer["name"])
         assert name is not None
-        problem, restored = None, None
-        try:
-            manifest = _visible(storage, name, offer["digest"])
-            restored = _read(storage, manifest, ranks.rank, wanted())
-        except (CheckpointInvalid, OSError, EOFError) as error:
-            problem = str(error)
-        problems = ranks.gather(problem)
-        if restored is not None and not any(problems):
+        restored, problem = _read_together(storage, name, offer["digest"], ranks, objects, mailbox, None, into_live)
+        if restored is not None:
             restored.rejected = rejected
             return restored
         if candidates is not None:
-            candidates.reject(next(item for item in problems if item))
+            candidates.reject(problem)
+
+
+def read_chosen(
+    storage: Storage,
+    name: CheckpointName,
+    ranks: Ranks,
+    objects: Mapping[str, Any],
+    only: frozenset[str] | None = None,
+    into_live: bool = True,
+) -> Restored:
+    """A certain checkpoint, perhaps of another run, whose folder is only read; `only` the states of these objects.
+    Unless it is read `into_live` tensors where it fits, `objects` only say which shards are needed.
+
+    Every rank must call it. Raises CheckpointInvalid.
+    """
+    digest = told(ranks, (lambda: {"digest": _judged(storage, name)}) if ranks.rank == 0 else None)["digest"]
+    restored, problem = _read_together(storage, name, digest, ranks, objects, None, only, into_live)
+    if restored is None:
+        raise CheckpointInvalid(f"{name} of {storage!r} can't be restored: {problem}. Nothing was started.")
+    return restored
+
+
+def read_alone(storage: Storage, manifest: Manifest, only: frozenset[str] | None = None, rank: int = 0) -> Restored:
+    """The states of a checkpoint as `rank` had them, with all of what was sharded, for a process that is no rank.
+
+    Raises CheckpointInvalid.
+    """
+    return _read(storage, manifest, rank, {}, None, only)
+
+
+def _judged(storage: Storage, name: CheckpointName) -> str:
+    judged = judge(storage, name)
+    if judged.manifest is None or judged.problem is not None:
+        raise CheckpointInvalid(f"{name} of {storage!r} can't be restored: {judged.problem}. Nothing was started.")
+    return judged.manifest.digest
+
+
+def _read_together(
+    storage: Storage,
+    name: CheckpointName,
+    digest: str,
+    ranks: Ranks,
+    objects: Mapping[str, Any],
+    mailbox: Mailbox | None,
+    only: frozenset[str] | None = None,
+    into_live: bool = True,
+) -> tuple[Restored | None, str]:
+    """What this rank has read if all could read theirs; else None, and the first reason."""
+    problem, restored = None, None
+    try:
+        with span("read"):
+            manifest = _visible(storage, name, digest)
+            restored = _read(storage, manifest, ranks.rank, objects, mailbox, only, into_live)
+    except (CheckpointInvalid, OSError, EOFError) as error:
+        problem = str(error)
+    problems = ranks.gather(problem)
+    if restored is not None and not any(problems):
+        return restored, ""
+    return None, next(item for item in problems if item)
 
 
 def told(ranks: Ranks, make: Callable[[], dict[str, Any]] | None) -> dict[str, Any]:
@@ -88,8 +159,14 @@ def told(ranks: Ranks, make: Callable[[], dict[str, Any]] | None) -> dict[str, A
     if make is not None:
         try:
             value = make()
-        except (AutoresumeError, OSError) as error:
+        except AutoresumeError as error:
             failure, value = error, {"error": str(error), "kind": type(error).__name__}
+        except OSError as error:
+            failure = StorageFailed(
+                f"the run directory can't be used: {error}. Nothing was started or lost; once it can be written "
+                "(free space, permissions), start the same command again."
+            )
+            value = {"error": str(failure), "kind": "StorageFailed"}
     value = ranks.broadcast(value)
     if failure is not None:
         raise failure
@@ -110,6 +187,7 @@ class _Candidates:
 
     def next(self) -> dict[str, Any]:
         if self.left is None:
+            collect_unpublished(self.storage, max(numbers(self.storage), default=0), self.guard)
             for name in complete_commits(self.storage, self.guard):
                 log.info("checkpoint %s was written whole but not committed; completed it", name)
             self.left = listing(self.storage)
@@ -135,7 +213,7 @@ class _Candidates:
     def reject(self, problem: str) -> None:
         assert self.offered is not None
         name = self.offered.name
-        if self.storage.size(name.manifest) is None:
+        if not has_manifest(self.storage, name):
             # Never committed: what a killed save left. It is deleted after the next commit.
             log.warning("checkpoint %s is skipped: %s", name, problem)
             self.rejected.append(f"{name}: {problem}")
@@ -162,32 +240,46 @@ def _visible(storage: Storage, name: CheckpointName, digest: str) -> Manifest:
         time.sleep(0.1)
 
 
-def _read(storage: Storage, manifest: Manifest, rank: int, boxes: Mapping[str, Held]) -> Restored:
-    reader = CheckpointReader(storage, manifest, rank)
+def _read(
+    storage: Storage,
+    manifest: Manifest,
+    rank: int,
+    objects: Mapping[str, Any],
+    mailbox: Mailbox | None = None,
+    only: frozenset[str] | None = None,
+    into_live: bool = True,
+) -> Restored:
+    images = kept.images(mailbox, str(manifest.checkpoint)) if mailbox else {}
+    reader = CheckpointReader(storage, manifest, rank, images)
     reach("restore.chosen")
-    wanted: dict[str, Box | None] = dict.fromkeys(references(reader.tree))
-    other = []
-    for key, (offset, size, whole) in boxes.items():
-        if key in wanted:
-            wanted[key] = (offset, size)
-            stored = reader.describe(key).shape
-            if stored != whole:
-                other.append(f"{key} has shape {stored} in the checkpoint and {whole} here")
-    if other:
-        raise StateError("the sharded state in the checkpoint and here differ:\n  " + "\n  ".join(other[:20]))
-    tensors = reader.read(wanted)
-    states: dict[str, Any] = {}
     if not isinstance(reader.tree, dict):
         raise CheckpointInvalid("the state tree is not an object")
-    for name, value in reader.tree.items():
+    stored_tree = {key: value for key, value in reader.tree.items() if only is None or key in only}
+    sharded = boxes(objects)
+    stored = {key: reader.describe(key).shape for key in references(stored_tree)}
+    held = {key: box for key, shape in stored.items() if (box := box_of(key, sharded, shape)) is not None}
+    other = [
+        f"{key} has shape {stored[key]} in the checkpoint and {box.shape} here"
+        for key, box in held.items()
+        if box.shape != stored[key]
+    ]
+    if other:
+        raise StateError("the sharded state in the checkpoint and here differ:\n  " + "\n  ".join(other[:20]))
+    wanted: dict[str, Box | None] = dict.fromkeys(stored)
+    wanted.update((key, (box.offset, box.size)) for key, box in held.items())
+    live = destinations(objects, stored_tree, reader.describe) if into_live else {}
+    tensors = reader.read(wanted, {key: tensor for key, tensor in live.items() if key not in held})
+    tensors.update((key, box.put(tensors[key])) for key, box in held.items())
+    states: dict[str, Any] = {}
+    for name, value in stored_tree.items():
         if isinstance(value, dict) and value.get(tree.TAG) == "pickled":
-            states[name] = reader.attachment(value["attachment"])
+            states[name] = reader.attachment(str(value.get("attachment")))
         else:
             states[name] = decode(value, tensors)
-    files = tuple(key for key in reader.parts[0].attachments if sidefiles.is_one(key))
+    files = tuple(key for key in reader.parts[0].attachments if sidefiles.is_one(key) and only is None)
     for file in files:
         reader.verify_attachment(file)
-    return Restored(manifest, states, reader.exact, files, [])
+    return Restored(manifest, states, reader.exact, files, [], reader.about)
 
 
 def load(name: str, target: Any, state: Any) -> None:
@@ -204,111 +296,45 @@ def load(name: str, target: Any, state: Any) -> None:
         if isinstance(target, torch.nn.Module):
             _check_module(name, target, state)
         with torch.no_grad():
-            target.load_state_dict(_distributed(target, state))
+            state = fitted(target, state)
+            options = [set(group) for group in getattr(target, "param_groups", ())]
+            target.load_state_dict(state)
+            if isinstance(target, torch.optim.Optimizer):
+                _check_options(name, target, options)
+                _keep_values(target, state)
     except StateError:
         raise
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StateError(f"the stored state of {name!r} doesn't fit the live object: {error}") from error
 
 
+def _check_options(name: str, optimizer: torch.optim.Optimizer, options: list[set[str]]) -> None:
+    """Loading replaces the groups' options, also by those of another kind of optimizer, which lacks some of its own."""
+    lost = sorted({option for own, group in zip(options, optimizer.param_groups) for option in own - set(group)})
+    if lost:
+        raise StateError(
+            f"the stored state of {name!r} is of another kind of optimizer than {type(optimizer).__name__}: it has no "
+            f"{', '.join(lost)}. Build it as it was, or let it begin anew with restore.fresh={name!r}"
+        )
+
+
+def _keep_values(optimizer: torch.optim.Optimizer, state: Any) -> None:
+    """Loading moves state to its parameter's device: on the meta device, where parameters wait to be materialised
+    (in place, as FSDP's are), it would lose its values."""
+    for index, parameter in enumerate(parameters(optimizer)):
+        if parameter.device.type == "meta":
+            optimizer.state[parameter].update(state["state"].get(index, {}))
+
+
 def _check_module(name: str, module: torch.nn.Module, state: Any) -> None:
     """Names and shapes, both sides, before anything is changed."""
     if not isinstance(state, Mapping):
         raise StateError(f"the stored state of {name!r} is no module's")
-    live = module.state_dict()
-    lines = [f"only in the checkpoint: {key}" for key in state if key not in live]
-    lines += [f"only in the live object: {key}" for key in live if key not in state]
-    for key, value in live.items():
-        stored = state.get(key)
-        if isinstance(value, torch.Tensor) and isinstance(stored, torch.Tensor):
-            whole = tuple(value.shape)
-            local = tuple(_local(value).shape)
-            if tuple(stored.shape) not in (whole, local):
-                lines.append(f"{key} has shape {tuple(stored.shape)} in the checkpoint and {whole} here")
-            elif stored.dtype != value.dtype:
-                lines.append(f"{key} has dtype {stored.dtype} in the checkpoint and {value.dtype} here")
+    lines = misfits(state, module.state_dict())
     if lines:
         shown = "\n  ".join(lines[:20]) + (f"\n  ... and {len(lines) - 20} more" if len(lines) > 20 else "")
         raise StateError(
             f"{name!r} in the checkpoint and here differ in {len(lines)} places:\n  {shown}\n"
-            "Nothing was loaded. Build the model as it was, or choose another run directory to start anew."
+            f"Nothing was loaded. Build the model as it was; or take over what fits with restore.strict={{{name!r}: "
+            "false}; or choose another run directory to start anew."
         )
-
-
-# -- sharded tensors --------------------------------------------------------------------------------
-
-
-def _local(value: torch.Tensor) -> torch.Tensor:
-    from torch.distributed.tensor import DTensor
-
-    return value.to_local() if isinstance(value, DTensor) else value
-
-
-def boxes(objects: Mapping[str, Any]) -> dict[str, Held]:
-    """The boxes of sharded tensors (DTensor) that this rank holds, by key; also of optimizer state that does
-    not exist yet, which is sharded as its parameter is."""
-    from torch.distributed.tensor import DTensor
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    found: dict[str, Held] = {}
-
-    def box(value: DTensor) -> Held:
-        size, offset = compute_local_shape_and_global_offset(value.shape, value.device_mesh, value.placements)
-        return tuple(int(item) for item in offset), tuple(int(item) for item in size), tuple(value.shape)
-
-    for name, target in objects.items():
-        if isinstance(target, torch.nn.Module):
-            for key, value in target.state_dict().items():
-                if isinstance(value, DTensor):
-                    found[tree.join(name, key)] = box(value)
-        elif isinstance(target, torch.optim.Optimizer):
-            for index, parameter in enumerate(_parameters(target)):
-                if isinstance(parameter, DTensor):
-                    for slot in _slots(target, parameter):
-                        found[tree.join(tree.join(f"{name}/state", index), slot)] = box(parameter)
-    return found
-
-
-_COMMON_SLOTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "sum")
-
-
-def _slots(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> Iterable[str]:
-    live = [
-        key
-        for key, value in optimizer.state.get(parameter, {}).items()
-        if getattr(value, "shape", None) == parameter.shape
-    ]
-    return live or _COMMON_SLOTS
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _distributed(target: Any, state: Any) -> Any:
-    """`state` with local shards wrapped as the live object's DTensors are."""
-    from torch.distributed.tensor import DTensor
-
-    def wrap(value: Any, like: Any) -> Any:
-        if not isinstance(like, DTensor) or not isinstance(value, torch.Tensor) or isinstance(value, DTensor):
-            return value
-        if value.dim() == 0 and like.dim() > 0:
-            return value
-        local = value.to(like.to_local().device)
-        return DTensor.from_local(
-            local, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
-        )
-
-    if isinstance(target, torch.nn.Module):
-        live = target.state_dict()
-        if any(isinstance(value, DTensor) for value in live.values()):
-            return {key: wrap(value, live.get(key)) for key, value in state.items()}
-    elif isinstance(target, torch.optim.Optimizer):
-        parameters = _parameters(target)
-        if any(isinstance(parameter, DTensor) for parameter in parameters):
-            wrapped = {
-                index: {key: wrap(value, parameters[index]) for key, value in slots.items()}
-                for index, slots in state["state"].items()
-            }
-            return {**state, "state": wrapped}
-    return state

@@ -16,8 +16,10 @@ from autoresume.format.digest import digest
 
 def get() -> dict[str, Any]:
     """All states. Copies: they do not change when numbers are drawn afterwards."""
+    version, words, gauss = random.getstate()
     state: dict[str, Any] = {
-        "python": random.getstate(),
+        # As an array: 625 numbers would be the longest part of a checkpoint's tree, and of reading a state.
+        "python": {"version": version, "words": np.array(words, dtype=np.uint32), "gauss": gauss},
         "numpy": np.random.get_state(legacy=False),
         "torch": torch.get_rng_state(),
     }
@@ -30,7 +32,8 @@ def get() -> dict[str, Any]:
 
 def put(state: dict[str, Any]) -> None:
     """Set all states. A CUDA state goes to the device it came from, or to the current one where that is not there."""
-    random.setstate(state["python"])
+    python = state["python"]
+    random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"].cpu())
     if state.get("cuda") and torch.cuda.is_available():
@@ -42,9 +45,9 @@ def put(state: dict[str, Any]) -> None:
 def fingerprints() -> dict[str, str]:
     """A digest of each host generator's state, by the generator's name."""
     state = get()
-    numbers = state["numpy"]["state"]
+    numbers, python = state["numpy"]["state"], state["python"]
     return {
-        "python": digest(repr(state["python"]).encode()),
+        "python": digest(repr((python["words"].tobytes(), python["gauss"])).encode()),
         "numpy": digest(repr((numbers["pos"], numbers["key"].tobytes())).encode()),
         "torch": digest(state["torch"].numpy().tobytes()),
     }

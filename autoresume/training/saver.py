@@ -1,44 +1,79 @@
-"""Taking snapshots at step boundaries.
+"""Taking snapshots at step boundaries, while training goes on.
 
-Law: a save is capture, plan (only when the state has changed its form), one pass of copies into a free
-arena, and a hand-over; nothing else happens while training stands still. At most one snapshot is
-being persisted and one being taken; then training waits.
+Law: a save is capture, plan (only when the state has changed its form), copies into a free arena, and a hand-over.
+What changes in a forward pass is copied at the boundary; what only an optimizer's step changes is copied while the
+next forward and backward passes go on, and the step waits for what is left of it. A copy whose source was written
+to meanwhile is found out and never handed over. At most one snapshot is being taken and one being persisted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from autoresume.checkpoint.persist import Snapshot
 from autoresume.failpoints import reach
 from autoresume.format.digest import digest
+from autoresume.format.manifest import Labels
 from autoresume.format.names import CheckpointName, pickle_file
 from autoresume.handoff.arena import Arena
+from autoresume.spans import span
 from autoresume.training import layout
 from autoresume.training.agreement import Ranks
+from autoresume.training.arenas import Arenas
+from autoresume.training.copies import Copies, Copying, Guard, Recipe, Streams, threads_here
+from autoresume.training.recapture import Recapture, without_collections
+from autoresume.training.recapture import Taken as Captured
 from autoresume.training.sinks import Sealed, Sink
-from autoresume.training.state import Captured, Leaf, capture, known_equal_storages
+from autoresume.training.state import Leaf, capture, known_equal_storages
 
 log = logging.getLogger("autoresume")
-
-_ARENAS = 2
 
 
 @dataclass(frozen=True)
 class Taken:
-    """A snapshot that was taken: `stall_seconds` is how long training stood still for it."""
+    """A snapshot that was taken: `stall_seconds` is how long training stood still for it at the boundary."""
 
     name: CheckpointName
     bytes: int
     stall_seconds: float
+
+
+@dataclass
+class _Pending:
+    """A snapshot whose copies are not joined yet."""
+
+    sealed: Sealed
+    copying: Copying
+    guard: Guard
+    events: list[tuple[torch.device, Any]]
+    """Of copies that an optimizer's step has to wait for on its device."""
+    tensors: list[torch.Tensor]
+    """Kept alive until they are copied."""
+    whole: Future[bool] | None = None
+    """Comes true when it was handed over; false when it was torn."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    torn: bool | None = None
+
+    def join(self) -> bool:
+        """Copy what is left; whether what was copied is what was there at the boundary. It is judged once, before
+        anybody who joins goes on to change it."""
+        self.copying.join()
+        with self.lock:
+            if self.torn is None:
+                self.torn = self.guard.broken()
+        return not self.torn
 
 
 class Saver:
@@ -53,13 +88,44 @@ class Saver:
         fallback: Callable[[], Sink],
     ) -> None:
         self.run_id, self.ranks, self.sink = run_id, ranks, sink
-        self._folder, self._fallback = arena_folder, fallback
+        self.torn: set[str] = set()
+        """Names of snapshots that were given up, because their memory changed while it was copied."""
+        self.overlaps = True
+        self.joined_seconds = 0.0
+        """How long optimizer steps have waited for copies since the last save."""
+        self._fallback = fallback
+        self._arenas = Arenas(ranks.rank, arena_folder, lambda: self.sink, self.use_fallback)
+        self._threads = threads_here()
+        self._pool = ThreadPoolExecutor(self._threads + 1, "autoresume-copy")
+        self._streams = Streams()
+        self._recapture = Recapture()
         self._plan: layout.Plan | None = None
+        self._plan_form: object = None
+        self._unverified: list[Leaf] | None = None
+        """What was planned ahead, until the ranks meet at the first save."""
         self._split: str | None = None
-        self._arenas: list[Arena] = []
         self._demoted: frozenset[str] = frozenset()
         self._known: frozenset[int] = frozenset()
         self._known_for: tuple[Any, ...] | None = None
+        self._pending: _Pending | None = None
+        self._stepping: dict[int, torch.optim.Optimizer] = {}
+        self._stepped: dict[int, torch.optim.Optimizer] = {}
+        """Optimizers that have stepped since the last boundary, and before it, since the one before."""
+        self._recipes: WeakKeyDictionary[Arena, Recipe] = WeakKeyDictionary()
+        self._recipes_for: tuple[Any, ...] | None = None
+        self._late: frozenset[int] = frozenset()
+        self._late_for: tuple[Any, ...] | None = None
+        self._hook = register_optimizer_step_pre_hook(self._before_step)
+
+    def prepare(self, objects: Mapping[str, Any], promised: frozenset[str]) -> None:
+        """Make ready for the first save what takes long: the layout, and memory for it, in the background."""
+        with without_collections():
+            captured = self._capture(objects, promised)
+            if captured.leaves is None or self._plan is not None:
+                return
+            self._plan, self._plan_form = self._make_plan(captured.leaves), captured.form
+        self._unverified = captured.leaves
+        self._arenas.prepare(self._plan.bytes, self._pool)
 
     def save(
         self,
@@ -68,19 +134,28 @@ class Saver:
         promised: frozenset[str],
         about: dict[str, Any],
         files: tuple[str, ...] = (),
-        sync: tuple[str, ...] = (),
+        sync: Mapping[str, int] | None = None,
+        urgent: bool = True,
+        labels: Labels | None = None,
     ) -> Taken:
-        """Take a snapshot of `objects` and hand it over to be persisted as `name`. Nothing is durable yet.
+        """Take a snapshot of `objects`, and hand it over to be persisted as `name`. Nothing is durable yet.
 
+        Unless it is `urgent` it may be handed over only later, while training goes on; `settle` waits for that.
         Raises StateError for state that can't be stored.
         """
         began = time.monotonic()
         reach("save.begin")
-        captured = self._capture(objects, promised)
-        plan = self._planned(captured)
-        arena = self._free_arena(plan.bytes)
-        layout.execute(plan, captured.leaves, arena.view(plan.bytes))
-        reach("save.copied")
+        self.settle()
+        self.joined_seconds = 0.0
+        with without_collections():
+            with span("capture"):
+                captured = self._capture(objects, promised)
+            with span("plan"):
+                plan = self._planned(captured)
+        with span("wait for memory"):
+            arena = self._arenas.free(plan.bytes)
+        image = arena.view(plan.bytes)
+        image[: len(plan.layout.header)] = plan.layout.header
         rank = self.ranks.rank
         snapshot = Snapshot(
             run_id=self.run_id,
@@ -88,16 +163,21 @@ class Saver:
             rank=rank,
             world_size=self.ranks.world_size,
             time=round(time.time(), 3),
-            image=arena.view(plan.bytes),
-            chunks=plan.chunks,
+            image=image,
+            chunks=plan.chunks_json,
             tree=captured.tree,
             about=about,
             attachments={key: (pickle_file(rank, key), data) for key, data in captured.attachments.items()},
             files=files,
-            sync=sync,
+            sync=dict(sync or {}),
+            labels=labels or Labels(),
         )
-        self.sink.submit(Sealed(snapshot, arena))
-        reach("save.sealed")
+        late = frozenset[int]() if urgent or not self.overlaps else self._stays(captured)
+        copies = self._recipe(captured, plan, arena, late).copies(captured.tensors)
+        with span("copy at the boundary"):
+            self._copy(copies, captured.tensors, Sealed(snapshot, arena))
+        if urgent:
+            self.settle()
         return Taken(name, snapshot.bytes, time.monotonic() - began)
 
     def check(self, objects: Mapping[str, Any], promised: frozenset[str]) -> int:
@@ -105,11 +185,136 @@ class Saver:
         leaves = capture(objects, frozenset(), promised).leaves
         return sum(leaf.tensor.numel() * leaf.tensor.element_size() for leaf in leaves)
 
+    def boundary(self) -> None:
+        """At every step boundary, before anything else."""
+        self._stepped, self._stepping = self._stepping, {}
+        if self._pending is not None and self._pending.whole is not None and self._pending.whole.done():
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait until the snapshot that is being taken is handed over, or given up."""
+        pending, self._pending = self._pending, None
+        if pending is None or pending.whole is None:
+            return
+        pending.join()
+        try:
+            whole = pending.whole.result()
+        except OSError as error:
+            self._hand_over_here(pending.sealed, error)
+            return
+        if not whole:
+            self.overlaps = False
+            self.torn.add(str(pending.sealed.snapshot.checkpoint))
+            log.warning(
+                "the snapshot of step %d is given up: this script writes to its parameters, or to the optimizer's "
+                "state, between a step boundary and the next optimizer.step(), while they were being copied. From now "
+                "on saves copy everything at the boundary, which takes a little longer.",
+                pending.sealed.snapshot.checkpoint.step,
+            )
+
     def close(self) -> None:
+        """Arenas in the daemon's folder stay: it keeps them for the ranks that may come next."""
+        self._hook.remove()
+        self.settle()
         self.sink.close()
-        for arena in self._arenas:
-            arena.close(unlink=True)
-        self._arenas.clear()
+        self._arenas.close()
+        self._pool.shutdown()
+
+    def use_fallback(self, why: str) -> None:
+        """Go on without the daemon and its memory: this rank persists by itself."""
+        before = self.sink
+        self.settle()
+        if self.sink is not before:
+            return  # what was being copied could not be handed over either, and has brought us here already
+        log.warning("%s", why)
+        self.sink = self._fallback()
+        self._arenas.abandon()
+
+    # -- the copies -------------------------------------------------------------------------------
+
+    def _copy(self, copies: Copies, tensors: list[torch.Tensor], sealed: Sealed) -> None:
+        if not copies.waits and not copies.device:
+            copies.at_boundary(self._pool, self._threads)
+            reach("save.copied")
+            self._hand_over(sealed)
+            return
+        guard = Guard(copies)
+        now = self._streams.start(copies.device)
+        self._streams.hold(now)
+        late = self._streams.start(copies.late_device)
+        copies.at_boundary(self._pool, self._threads)
+        copying = Copying(copies.late, self._pool, self._threads // 2 - 1)
+        pending = _Pending(sealed, copying, guard, late, tensors)
+        pending.whole = self._pool.submit(self._finish, pending, now + late)
+        self._pending = pending
+
+    def _recipe(self, captured: Captured, plan: layout.Plan, arena: Arena, late: frozenset[int]) -> Recipe:
+        if self._recipes_for != (captured.form, late):
+            self._recipes, self._recipes_for = WeakKeyDictionary(), (captured.form, late)
+        recipe = self._recipes.get(arena)
+        if recipe is None:
+            recipe = Recipe(plan.copies, captured.tensors, arena.view(plan.bytes), late, captured.steady)
+            self._recipes[arena] = recipe
+        return recipe
+
+    def _finish(self, pending: _Pending, events: list[Any]) -> bool:
+        """In the background: copy, and hand over what is whole."""
+        with span("copy"):
+            whole = pending.join()
+            self._streams.wait(events)
+        reach("save.copied")
+        if not whole:
+            return False
+        with span("hand over"):
+            self.sink.submit(pending.sealed)
+        reach("save.sealed")
+        return True
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        """Called by torch before each step of any optimizer: what it changes must have been copied."""
+        if torch.compiler.is_compiling():
+            return  # it would be compiled away; a compiled step is not seen, and nothing waits for it then
+        self._stepping[id(optimizer)] = optimizer
+        pending = self._pending
+        if pending is not None:
+            began = time.monotonic()
+            with span("join"):
+                pending.join()
+                self._streams.hold(pending.events)
+            self.joined_seconds += time.monotonic() - began
+
+    def _stays(self, captured: Captured) -> frozenset[int]:
+        """Addresses of the memory that is written to by the next optimizer step, and not before.
+
+        Only of optimizers that were seen to step just now: one whose step is compiled, or part of a captured CUDA
+        graph, is not seen, and nothing would wait for the copy.
+        """
+        made_for = (captured.form, tuple(self._stepped))
+        if made_for != self._late_for:
+            found: set[int] = set()
+            for optimizer in self._stepped.values():
+                for group in optimizer.param_groups:
+                    found.update(_address(parameter) for parameter in group["params"])
+                for state in optimizer.state.values():
+                    found.update(_address(value) for value in state.values() if isinstance(value, torch.Tensor))
+            self._late, self._late_for = frozenset(found), made_for
+        return self._late
+
+    def _hand_over(self, sealed: Sealed) -> None:
+        try:
+            self.sink.submit(sealed)
+        except OSError as error:
+            self._hand_over_here(sealed, error)
+        reach("save.sealed")
+
+    def _hand_over_here(self, sealed: Sealed, error: OSError) -> None:
+        while self.sink.alive() and not self.sink.idle():
+            time.sleep(0.002)  # what was handed over before lies in the arenas that are given up now
+        self.use_fallback(
+            f"a snapshot can't be handed to the node daemon ({error}): this rank saves by itself from "
+            "now on, and what it holds in memory is lost with it if it is killed. Give the node a larger /dev/shm"
+        )
+        self.sink.submit(sealed)
 
     # -- the layout -------------------------------------------------------------------------------
 
@@ -123,32 +328,40 @@ class Saver:
             )
             if form != self._known_for:
                 self._known, self._known_for = known_equal_storages(objects), form
-        captured = capture(objects, self._known, promised)
-        if self._demoted:
-            captured.leaves = [_own(leaf) if leaf.key in self._demoted else leaf for leaf in captured.leaves]
-        return captured
+        return self._recapture.take(objects, self._known, promised)
 
     def _planned(self, captured: Captured) -> layout.Plan:
-        signature = layout.signature(captured.leaves)
-        if self._plan is not None and self._plan.signature == signature:
-            return self._plan
-        if self.ranks.world_size > 1:
-            self._verify_split(captured)
-        # Nothing of this run in the file: equal states make equal files, whoever wrote them.
-        self._plan = layout.make_plan(captured.leaves, self.ranks.rank, self.ranks.world_size, {"format": "pt"})
+        leaves = captured.leaves if captured.leaves is not None else self._unverified
+        self._unverified = None
+        if leaves is not None:
+            leaves = self._verified(self._demote(leaves))
+            if self._plan is None or self._plan.signature != layout.signature(leaves):
+                self._plan = self._make_plan(leaves)
+            self._plan_form = captured.form
+        assert self._plan is not None
+        assert self._plan_form is captured.form
         return self._plan
 
-    def _verify_split(self, captured: Captured) -> None:
+    def _make_plan(self, leaves: list[Leaf]) -> layout.Plan:
+        # Nothing of this run in the file: equal states make equal files, whoever wrote them.
+        return layout.make_plan(leaves, self.ranks.rank, self.ranks.world_size, {"format": "pt"})
+
+    def _demote(self, leaves: list[Leaf]) -> list[Leaf]:
+        return [_own(leaf) if leaf.key in self._demoted else leaf for leaf in leaves] if self._demoted else leaves
+
+    def _verified(self, leaves: list[Leaf]) -> list[Leaf]:
         """Is what is to be split over the ranks equal on all of them? What isn't, each rank stores by itself."""
-        split = sorted((leaf for leaf in captured.leaves if leaf.split), key=lambda leaf: leaf.key)
+        if self.ranks.world_size == 1:
+            return leaves
+        split = sorted((leaf for leaf in leaves if leaf.split), key=lambda leaf: leaf.key)
         form = hashlib.blake2b(repr([(leaf.key, leaf.dtype, leaf.shape) for leaf in split]).encode()).hexdigest()
         if form == self._split:
-            return  # something else has changed its form, on this rank alone perhaps
+            return leaves  # something else has changed its form, on this rank alone perhaps
         self._split = form
         digests = {leaf.key: _content(leaf) for leaf in split}
         everywhere = self.ranks.gather(digest(repr(sorted(digests.items())).encode()))
         if len(set(everywhere)) == 1:
-            return
+            return leaves
         tables = self.ranks.gather(digests)
         equal = {key for key, value in digests.items() if all(table.get(key) == value for table in tables)}
         self._demoted |= frozenset(key for table in tables for key in table if key not in equal)
@@ -157,51 +370,13 @@ class Saver:
             len(self._demoted),
             min(self._demoted),
         )
-        captured.leaves = [_own(leaf) if leaf.key in self._demoted else leaf for leaf in captured.leaves]
+        return self._demote(leaves)
 
-    # -- the arenas -------------------------------------------------------------------------------
 
-    def _free_arena(self, size: int) -> Arena:
-        while True:
-            for arena in list(self._arenas):
-                if not self.sink.busy(arena):
-                    if arena.size >= size:
-                        return arena
-                    self._arenas.remove(arena)
-                    arena.close(unlink=True)
-            if len(self._arenas) < _ARENAS:
-                made = self._make_arena(size)
-                if made is not None:
-                    self._arenas.append(made)
-                    return made
-            if not self.sink.alive():
-                self.use_fallback("the node daemon is gone")
-                continue
-            time.sleep(0.002)
-
-    def _make_arena(self, size: int) -> Arena | None:
-        """A new arena; None if there is no room for one more, and another will be free soon."""
-        path = None
-        if self._folder is not None:
-            path = self._folder / f"arena-{self.ranks.rank:05d}-{time.monotonic_ns():x}"
-        try:
-            return Arena(size, path)
-        except MemoryError as error:
-            if self._arenas:
-                return None
-            self.use_fallback(
-                f"{error}: snapshots are kept in this rank's own memory instead, and are lost with it if it is killed. "
-                "Give the node a larger /dev/shm, or the job more memory where that counts against it"
-            )
-            return Arena(size, None)
-
-    def use_fallback(self, why: str) -> None:
-        """Go on without the daemon and its memory: this rank persists by itself."""
-        log.warning("%s", why)
-        self.sink, self._folder = self._fallback(), None
-        for arena in self._arenas:
-            arena.close(unlink=True)
-        self._arenas.clear()
+def _address(tensor: torch.Tensor) -> int:
+    """Of the memory that this rank holds of it."""
+    local = getattr(tensor, "_local_tensor", tensor)
+    return int(local.data_ptr())
 
 
 def _own(leaf: Leaf) -> Leaf:

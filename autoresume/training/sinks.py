@@ -7,24 +7,30 @@ checkpoints stay.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from autoresume import spans
 from autoresume.checkpoint.commit import commit_if_complete
 from autoresume.checkpoint.custody import Outcome, settle
 from autoresume.checkpoint.persist import Guard, Snapshot, persist
 from autoresume.checkpoint.retain import Keep
-from autoresume.errors import AutoresumeError
+from autoresume.errors import AutoresumeError, CheckpointInvalid, StorageFailed, StorageFull
 from autoresume.format.names import CheckpointName
+from autoresume.handoff import kept
 from autoresume.handoff.arena import Arena
 from autoresume.handoff.mailbox import Mailbox
 from autoresume.storage.base import Storage
+from autoresume.training.agreement import Ranks
+
+log = logging.getLogger("autoresume")
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,12 @@ class Sink(Protocol):
 
     def busy(self, arena: Arena) -> bool:
         """True while `arena` is still needed."""
+
+    def forget(self, arena: Arena) -> None:
+        """`arena` is about to be written again: nobody may take its last snapshot for one any more."""
+
+    def idle(self) -> bool:
+        """True when nothing that was submitted is still in work."""
 
     def outcomes(self) -> list[Outcome]:
         """What became of snapshots since the last call."""
@@ -70,6 +82,12 @@ class ThreadSink:
         future = self._busy.get(id(arena))
         return future is not None and not future.done()
 
+    def forget(self, arena: Arena) -> None:
+        """It dies with this process."""
+
+    def idle(self) -> bool:
+        return all(future.done() for future in self._busy.values())
+
     def outcomes(self) -> list[Outcome]:
         with self._lock:
             found, self._outcomes = self._outcomes, []
@@ -86,13 +104,16 @@ class ThreadSink:
         name = snapshot.checkpoint
         try:
             persist(self._storage, snapshot, self._guard)
-            manifest = commit_if_complete(self._storage, name, self._guard)
+            manifest = commit_if_complete(self._storage, name, self._guard, snapshot.world_size)
             if manifest is not None:
                 settle(self._storage, name, self._keep, self._guard, self._collected)
                 self._collected = True
             outcome = Outcome(str(name), manifest is not None, None, time.monotonic() - began, snapshot.bytes)
         except (AutoresumeError, OSError) as error:
             outcome = Outcome(str(name), False, f"{type(error).__name__}: {error}", time.monotonic() - began, 0)
+        except Exception as error:  # the thread's boundary: who waits for the commit must hear of it
+            outcome = Outcome(str(name), False, f"{type(error).__name__}: {error}", time.monotonic() - began, 0)
+            log.exception("%s can't be persisted", name)
         with self._lock:
             self._outcomes.append(outcome)
 
@@ -107,16 +128,13 @@ class DaemonSink:
         self._daemon, self._lives = daemon, lives
         self._sent: dict[int, str] = {}
         self._seen: set[str] = set()
+        self._failed: set[str] = set()
 
     def submit(self, sealed: Sealed) -> None:
         snapshot, arena = sealed.snapshot, sealed.arena
         assert arena.path is not None
         message = f"sealed-{snapshot.checkpoint}-{snapshot.rank:05d}"
-        attachments = {}
-        for key, (file, data) in snapshot.attachments.items():
-            blob = self._mailbox.folder / f"blob-{snapshot.rank}-{os.urandom(6).hex()}"
-            blob.write_bytes(data)
-            attachments[key] = [file, blob.name]
+        attachments = {key: [file, self._blob(data)] for key, (file, data) in snapshot.attachments.items()}
         self._mailbox.send(
             message,
             {
@@ -128,19 +146,34 @@ class DaemonSink:
                 "rank": snapshot.rank,
                 "world_size": snapshot.world_size,
                 "time": snapshot.time,
-                "chunks": [asdict(chunk) for chunk in snapshot.chunks],
-                "tree": snapshot.tree,
+                "chunks": self._blob(snapshot.chunks),
+                "tree": self._blob(snapshot.tree),
                 "about": snapshot.about,
                 "attachments": attachments,
                 "files": list(snapshot.files),
-                "sync": list(snapshot.sync),
+                "sync": snapshot.sync,
+                "labels": snapshot.labels.to_json(),
+                "spans": spans.recording(),
             },
         )
         self._sent[id(arena)] = message
 
+    def _blob(self, data: bytes) -> str:
+        """A file beside the message, for what is large; the daemon removes it with the message."""
+        name = f"blob-{os.urandom(9).hex()}"
+        (self._mailbox.folder / name).write_bytes(data)
+        return name
+
     def busy(self, arena: Arena) -> bool:
         message = self._sent.get(id(arena))
         return message is not None and self._mailbox.waiting(message)
+
+    def forget(self, arena: Arena) -> None:
+        if arena.path is not None:
+            kept.forget(self._mailbox, arena.path.name)
+
+    def idle(self) -> bool:
+        return not any(self._mailbox.waiting(message) for message in self._sent.values())
 
     def outcomes(self) -> list[Outcome]:
         found = []
@@ -149,24 +182,44 @@ class DaemonSink:
                 value: dict[str, Any] | None = self._mailbox.receive(name)
                 if value is not None:
                     self._seen.add(name)
-                    found.append(Outcome(**value))
+                    outcome = Outcome(**value)
+                    if outcome.problem is None or outcome.checkpoint not in self._failed:
+                        found.append(outcome)
+                    if outcome.problem is not None:
+                        self._failed.add(outcome.checkpoint)  # one rank's reason is told, not that of each
         return found
 
     def alive(self) -> bool:
         return self._lives(*self._daemon)
 
     def close(self) -> None:
-        while self.alive() and any(self._mailbox.waiting(message) for message in self._sent.values()):
+        while self.alive() and not self.idle():
             time.sleep(0.01)
 
 
 def await_commit(
-    storage: Storage, name: CheckpointName, sink: Sink, note: Callable[[], set[str]], guard: Guard, deadline: float
+    storage: Storage,
+    name: CheckpointName,
+    sink: Sink,
+    note: Callable[[], set[str]],
+    guard: Guard,
+    deadline: float,
+    ranks: Ranks | None = None,
 ) -> bool:
     """Wait until `name` is committed; False at the monotonic `deadline`, or when nobody will commit it any more.
 
-    `note()` gives the names of checkpoints that are known to have failed.
+    `note()` gives the names of checkpoints that are known to have failed. With `ranks`, each tells the others
+    whether it could write its part, since on one whose part is written nothing else shows that it is in vain.
     """
+    while sink.alive() and not sink.idle() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if ranks is not None and sink.idle():
+        try:
+            failed = ranks.gather(str(name) in note())
+        except RuntimeError:
+            failed = [True]  # another rank has left, at its own deadline
+        if any(failed):
+            return storage.size(name.manifest) is not None
     next_help = time.monotonic() + 1.0
     while storage.size(name.manifest) is None:
         now = time.monotonic()
@@ -175,6 +228,10 @@ def await_commit(
         if now > next_help:
             # Shared file systems show other nodes' parts late: whoever sees them all at last commits.
             next_help = now + 1.0
-            commit_if_complete(storage, name, guard)
+            try:
+                commit_if_complete(storage, name, guard, None if ranks is None else ranks.world_size)
+            except (CheckpointInvalid, StorageFull, StorageFailed) as error:
+                log.warning("%s", error)
+                return False
         time.sleep(0.01)
     return True

@@ -7,10 +7,8 @@ that can't be stored is a StateError naming its key.
 
 from __future__ import annotations
 
-import importlib
-import io
-import random
-from collections.abc import Iterable, Mapping
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -20,37 +18,11 @@ import torch
 from autoresume.errors import CheckpointInvalid, StateError, UsageError
 from autoresume.format import tree
 from autoresume.format.tensorfile import item_bytes
+from autoresume.training.generator import GENERATORS, GeneratorState, new_generator
+from autoresume.training.pickled import pickled
+from autoresume.training.sharded import alike
 
 T = TypeVar("T")
-
-
-class pickled(Generic[T]):
-    """Track an object that can only be pickled. Stored in a file of its own, beside the tensors.
-
-    A pickle runs code when it is loaded: it is read only where the same name is tracked as pickled
-    again. After a restore `value` is the restored object, and, where it has a __dict__, the original
-    object has taken over its content.
-    """
-
-    def __init__(self, value: T) -> None:
-        self.value = value
-
-    def dump(self) -> bytes:
-        try:
-            pickler: Any = importlib.import_module("cloudpickle")
-        except ImportError:
-            pickler = importlib.import_module("pickle")
-        return bytes(pickler.dumps(self.value))
-
-    def load(self, data: bytes) -> None:
-        value = importlib.import_module("pickle").load(io.BytesIO(data))
-        # Not by identity: cloudpickle makes a class of __main__ anew.
-        same = [(kind.__module__, kind.__qualname__) for kind in (type(value), type(self.value))]
-        if same[0] == same[1] and hasattr(self.value, "__dict__"):
-            self.value.__dict__.clear()
-            self.value.__dict__.update(value.__dict__)
-        else:
-            self.value = value
 
 
 class replicated(Generic[T]):
@@ -89,51 +61,10 @@ class Namespace:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
             there = self.__dict__.get(name)
-            if isinstance(there, (torch.Generator, np.random.Generator, random.Random)):
-                _Generator(there).load_state_dict(_Generator(value).state_dict())
+            if isinstance(there, GENERATORS):
+                GeneratorState(there).load_state_dict(GeneratorState(value).state_dict())
             else:
-                self.__dict__[name] = value
-
-
-class _Generator:
-    """state_dict for the generators of torch, numpy and python."""
-
-    def __init__(self, generator: Any) -> None:
-        self.generator = generator
-
-    def state_dict(self) -> dict[str, Any]:
-        if isinstance(self.generator, torch.Generator):
-            return {"kind": "torch", "device": str(self.generator.device), "state": self.generator.get_state()}
-        if isinstance(self.generator, np.random.Generator):
-            return {"kind": "numpy", "state": dict(self.generator.bit_generator.state)}
-        return {"kind": "python", "state": self.generator.getstate()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if isinstance(self.generator, torch.Generator):
-            self.generator.set_state(state["state"])
-        elif isinstance(self.generator, np.random.Generator):
-            self.generator.bit_generator.state = state["state"]
-        else:
-            self.generator.setstate(state["state"])
-
-
-_GENERATORS = (torch.Generator, np.random.Generator, random.Random)
-
-
-def _new_generator(state: dict[str, Any]) -> Any:
-    made: Any
-    if state["kind"] == "torch":
-        device = state["device"] if torch.cuda.is_available() else "cpu"
-        made = torch.Generator(device)
-    elif state["kind"] == "numpy":
-        bits = getattr(np.random, str(state["state"]["bit_generator"]), None)
-        if not (isinstance(bits, type) and issubclass(bits, np.random.BitGenerator)):
-            raise ValueError(f"unknown bit generator {state['state']['bit_generator']!r}")
-        made = np.random.Generator(bits())
-    else:
-        made = random.Random()  # noqa: S311
-    _Generator(made).load_state_dict(state)
-    return made
+                self.__dict__[name] = alike(value, there)
 
 
 def adapt(name: str, value: Any) -> Any:
@@ -141,8 +72,8 @@ def adapt(name: str, value: Any) -> Any:
     value = unwrap(value)
     if isinstance(value, pickled):
         return value
-    if isinstance(value, _GENERATORS):
-        return _Generator(value)
+    if isinstance(value, GENERATORS):
+        return GeneratorState(value)
     if callable(getattr(value, "state_dict", None)) and callable(getattr(value, "load_state_dict", None)):
         return value
     raise UsageError(
@@ -193,7 +124,7 @@ def capture(objects: Mapping[str, Any], known_equal: frozenset[int], promised: f
     `known_equal` holds the storage addresses of tensors that are equal on all ranks, `promised` the
     names of objects that the user says are. Raises StateError.
     """
-    walker = _Walker(known_equal)
+    walker = Walker(known_equal)
     attachments: dict[str, bytes] = {}
     result: dict[str, Any] = {}
     for name, value in objects.items():
@@ -206,22 +137,31 @@ def capture(objects: Mapping[str, Any], known_equal: frozenset[int], promised: f
     return Captured(result, walker.leaves, attachments)
 
 
-class _Walker:
+class Walker:
+    """Reads the tensors of state dicts for `tree.encode`, in its order. `visits` has each tensor's key, and the number
+    of its leaf, which is None where another rank stores it, and an earlier one's where it is the same memory."""
+
     def __init__(self, known_equal: frozenset[int]) -> None:
         self.known_equal = known_equal
         self.promised = False
         self.leaves: list[Leaf] = []
-        self._seen: dict[tuple[Any, ...], str] = {}
+        self.visits: list[tuple[str, int | None]] = []
+        self.others = 0
+        """Arrays and generators met so far: values that hold tensors, and are none."""
+        self.seen: dict[tuple[Any, ...], tuple[str, int | None]] = {}
+        """By identity: the same memory, seen in the same way."""
         self._kept: list[torch.Tensor] = []
 
     def leaf(self, key: str, value: Any) -> dict[str, Any] | None:
         if isinstance(value, torch.Tensor):
             tagged: dict[str, Any] = {tree.TAG: "tensor", "key": self._tensor(key, value)}
-            if type(value) in _PLAIN and not value.is_contiguous() and _is_dense(value):
+            if type(value) in _PLAIN and not value.is_contiguous() and _is_dense(value.shape, value.stride()):
                 tagged["strides"] = list(value.stride())  # channels_last, say: other strides round otherwise
             return tagged
         if isinstance(value, np.ndarray) and type(value) is not np.ndarray:
             raise StateError(f"array {key!r} is a {type(value).__qualname__}, and would come back as a plain array")
+        if isinstance(value, (np.ndarray, np.generic, *GENERATORS)):
+            self.others += 1
         if isinstance(value, np.ndarray):
             return {tree.TAG: "ndarray", "key": self._tensor(key, _from_numpy(key, value))}
         if isinstance(value, np.generic):
@@ -231,8 +171,8 @@ class _Walker:
             return {tree.TAG: "torch.Size", "items": list(value)}
         if isinstance(value, (torch.dtype, torch.device)):
             return {tree.TAG: f"torch.{type(value).__name__}", "name": str(value).removeprefix("torch.")}
-        if isinstance(value, _GENERATORS):
-            state = tree.encode(_Generator(value).state_dict(), self.leaf, key)
+        if isinstance(value, GENERATORS):
+            state = tree.encode(GeneratorState(value).state_dict(), self.leaf, key)
             return {tree.TAG: "generator", "state": state}
         return None
 
@@ -240,7 +180,7 @@ class _Walker:
         if value.is_nested:
             raise StateError(f"tensor {key!r} is a nested tensor; only dense tensors can be stored")
         value = value.detach()
-        local, shape, offset, ours = _box(key, value)
+        local, shape, offset, ours, everywhere = _box(key, value)
         if local.is_meta:
             raise StateError(f"tensor {key!r} is on the meta device: it has no values to store yet")
         if local.layout is not torch.strided or local.is_quantized:
@@ -251,16 +191,19 @@ class _Walker:
         except StateError as error:
             raise StateError(f"tensor {key!r}: {error}") from None
         address = local.untyped_storage().data_ptr()
-        sharded = shape != tuple(local.shape) or local is not value
+        sharded = everywhere and local is not value
         identity = (address, local.storage_offset(), tuple(local.shape), local.stride(), dtype, offset)
-        if address and local.numel() and identity in self._seen:
-            return self._seen[identity]  # a tied weight: stored once, referred to twice
-        self._seen[identity] = key
+        if address and local.numel() and identity in self.seen:
+            seen = self.seen[identity]  # a tied weight: stored once, referred to twice
+            self.visits.append(seen)
+            return seen[0]
         self._kept.append(local)  # an address names a tensor only while that is alive
-        split = not sharded and (self.promised or address in self.known_equal) and local.numel() > 0
-        if not ours:
-            return key  # another rank with the same box stores it
-        self.leaves.append(Leaf(key, local, dtype, shape, offset, split, split or sharded))
+        split = local is value and (self.promised or address in self.known_equal) and local.numel() > 0
+        visit = (key, len(self.leaves) if ours else None)  # another rank with the same box stores it, if not we
+        self.seen[identity] = visit
+        self.visits.append(visit)
+        if ours:
+            self.leaves.append(Leaf(key, local, dtype, shape, offset, split, split or sharded))
         return key
 
 
@@ -272,28 +215,40 @@ def _from_numpy(key: str, array: np.ndarray[Any, Any]) -> torch.Tensor:
         raise StateError(f"array {key!r} of dtype {array.dtype} can't be stored: {error}") from None
 
 
-def _box(key: str, value: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...], tuple[int, ...], bool]:
-    """(local tensor, whole shape, offset of the local box, whether this rank stores it)."""
+def _box(key: str, value: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...], tuple[int, ...], bool, bool]:
+    """(local tensor, whole shape, offset of the local box, whether this rank stores it, whether all ranks share it).
+
+    A mesh of some of the ranks has others beside it, as FSDP has where tensors are parallel, too: what those
+    hold is as a rule the same, and not known to be, so each rank stores its own box.
+    """
     from torch.distributed.tensor import DTensor  # costs 0.1 s where nothing is distributed, once
 
     if not isinstance(value, DTensor):
-        return value, tuple(value.shape), (0,) * value.dim(), True
+        return value, tuple(value.shape), (0,) * value.dim(), True, False
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     if any(placement.is_partial() for placement in value.placements):
         raise StateError(f"tensor {key!r} is a partial sum over ranks; redistribute it before it is stored")
     _, offset = compute_local_shape_and_global_offset(value.shape, value.device_mesh, value.placements)
     coordinate = value.device_mesh.get_coordinate()
-    ours = coordinate is not None and all(
-        place == 0 for place, placement in zip(coordinate, value.placements) if placement.is_replicate()
+    everywhere = value.device_mesh.size() == torch.distributed.get_world_size()
+    ours = coordinate is not None and (
+        not everywhere
+        or all(place == 0 for place, placement in zip(coordinate, value.placements) if placement.is_replicate())
     )
-    return value.to_local(), tuple(value.shape), tuple(int(item) for item in offset), ours
+    return value.to_local(), tuple(value.shape), tuple(int(item) for item in offset), ours, everywhere
 
 
 def decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     """A captured tree with its tensors put back. Raises CheckpointInvalid."""
 
     def leaf(tagged: dict[str, Any]) -> Any:
+        try:
+            return known(tagged)
+        except (RuntimeError, AttributeError, LookupError, AssertionError) as error:  # theirs, of a device or state
+            raise ValueError(f"{tagged[tree.TAG]}: {error}") from error
+
+    def known(tagged: dict[str, Any]) -> Any:
         tag = tagged[tree.TAG]
         if tag in ("tensor", "ndarray", "scalar"):
             if tagged["key"] not in tensors:
@@ -303,7 +258,7 @@ def decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
                 return _strided(tensor, tagged.get("strides"))
             return tensor.numpy() if tag == "ndarray" else tensor.numpy()[()]
         if tag == "torch.Size":
-            return torch.Size(tagged["items"])
+            return torch.Size([operator.index(item) for item in tagged["items"]])
         if tag == "torch.dtype":
             found = getattr(torch, tagged["name"], None)
             if not isinstance(found, torch.dtype):
@@ -312,7 +267,7 @@ def decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         if tag == "torch.device":
             return torch.device(tagged["name"])
         if tag == "generator":
-            return _new_generator(tree.decode(tagged["state"], leaf))
+            return new_generator(tree.decode(tagged["state"], leaf))
         raise ValueError(f"unknown type {tag!r}")
 
     return tree.decode(value, leaf)
@@ -321,10 +276,10 @@ def decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
-def _is_dense(value: torch.Tensor) -> bool:
+def _is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
     """Whether the strides are those of a permuted contiguous tensor, without holes or overlaps."""
     expected = 1
-    for stride, size in sorted((t, s) for t, s in zip(value.stride(), value.shape) if s != 1):
+    for stride, size in sorted((t, s) for t, s in zip(strides, shape) if s != 1):
         if stride != expected:
             return False
         expected *= size
@@ -334,25 +289,37 @@ def _is_dense(value: torch.Tensor) -> bool:
 def _strided(value: torch.Tensor, strides: list[int] | None) -> torch.Tensor:
     if strides is None:
         return value
-    if len(strides) != value.dim() or any(type(stride) is not int or stride < 0 for stride in strides):
+    if len(strides) != value.dim() or any(type(stride) is not int or not 0 <= stride < 2**62 for stride in strides):
         raise ValueError(f"strides {strides!r}")
-    made = torch.empty_strided(value.shape, strides, dtype=value.dtype)
-    if not _is_dense(made):
+    if not _is_dense(value.shape, strides):
         raise ValueError(f"strides {strides!r}")
-    return made.copy_(value)
+    if value.stride() == tuple(strides):
+        return value  # it was read into a live tensor
+    return torch.empty_strided(value.shape, strides, dtype=value.dtype).copy_(value)
 
 
-def references(value: Any) -> Iterable[str]:
-    """The keys of all tensors that a captured tree refers to."""
+def references(value: Any) -> list[str]:
+    """The keys of all tensors that a captured tree refers to. Raises CheckpointInvalid."""
+    found: list[str] = []
+    try:
+        _note_references(value, found)
+    except (KeyError, RecursionError) as error:
+        raise CheckpointInvalid(f"the state tree is malformed: {type(error).__name__}: {error}") from error
+    if any(type(key) is not str for key in found):
+        raise CheckpointInvalid("the state tree is malformed: a tensor's key is no string")
+    return found
+
+
+def _note_references(value: Any, found: list[str]) -> None:
     if isinstance(value, list):
         for item in value:
-            yield from references(item)
+            _note_references(item, found)
     elif isinstance(value, dict):
         if value.get(tree.TAG) in ("tensor", "ndarray", "scalar"):
-            yield value["key"]
+            found.append(value["key"])
         else:
             for item in value.values():
-                yield from references(item)
+                _note_references(item, found)
 
 
 def known_equal_storages(objects: Mapping[str, Any]) -> frozenset[int]:

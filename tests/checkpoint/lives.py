@@ -24,7 +24,8 @@ from autoresume.checkpoint.retain import Keep
 from autoresume.checkpoint.sidefiles import enclose
 from autoresume.checkpoint.verify import verify
 from autoresume.format import names
-from autoresume.format.manifest import Chunk
+from autoresume.format.digest import canonical
+from autoresume.format.manifest import Chunk, chunks_json
 from autoresume.format.names import CheckpointName
 from autoresume.format.tensorfile import Entry, lay_out
 from autoresume.loggers.journal import Journal
@@ -64,15 +65,17 @@ def snapshot(
         world_size=WORLD_SIZE,
         time=1700000000.0 + name.step,
         image=image,
-        chunks=(half, own),
-        tree={
-            "model": {"w": {"$": "tensor", "key": "model/w"}},
-            "rng": {"$": "tensor", "key": "rng"},
-            "step": name.step,
-        },
+        chunks=chunks_json((half, own)),
+        tree=canonical(
+            {
+                "model": {"w": {"$": "tensor", "key": "model/w"}},
+                "rng": {"$": "tensor", "key": "rng"},
+                "step": name.step,
+            }
+        ),
         about={"step": name.step},
         attachments={"env": (names.pickle_file(rank, "env"), fill[:9])},
-        sync=(names.JOURNAL,),
+        sync={names.JOURNAL: 0},
         files=files,
     )
 
@@ -127,7 +130,7 @@ def live(
             for one in snapshots:
                 if order == "in turn":
                     persist(storage, one, guard)
-                if commit_if_complete(storage, name, guard) is not None:
+                if commit_if_complete(storage, name, guard, WORLD_SIZE) is not None:
                     told(name)
                     settle(storage, name, KEEP, guard, collected)
                     collected = True

@@ -17,61 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from forgetful import UnsyncedStorage
+from two_ranks import MIDDLE, NEWEST, OLD, PART_0, PART_1, PICKLE_0, RUN_ID, SHARD_0, SHARD_1, assert_is, restore, write
 
 from autoresume.checkpoint.commit import commit_if_complete
 from autoresume.checkpoint.discover import Judged, complete_commits, judge, listing, set_aside
-from autoresume.checkpoint.persist import Snapshot, persist
 from autoresume.checkpoint.verify import verify
 from autoresume.errors import CheckpointInvalid, NoValidCheckpoint
 from autoresume.format import names
 from autoresume.format.digest import canonical, digest
 from autoresume.format.names import CheckpointName
 from autoresume.storage import LocalStorage
-from autoresume.training import layout
-from autoresume.training.agreement import Ranks
-from autoresume.training.restore import Restored, choose_and_read
-from autoresume.training.state import capture
-
-RUN_ID = "the-run"
-OLD, MIDDLE, NEWEST = (CheckpointName(step=step, incarnation=1, epoch=0, samples=step * 8) for step in (10, 20, 30))
-SHARD_0, SHARD_1 = "shards/rank-00000.safetensors", "shards/rank-00001.safetensors"
-PART_0, PART_1 = "parts/rank-00000.json", "parts/rank-00001.json"
-PICKLE_0 = "pickles/rank-00000-env.pkl"
-
-
-@dataclass
-class Stateful:
-    state: dict[str, Any]
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.state
-
-
-def state_of(step: int, rank: int) -> dict[str, Any]:
-    return {
-        "model": {"w": torch.arange(step, step + 7.0), "b": torch.tensor(float(step))},
-        "rng": {"state": torch.full((5,), step * 2 + rank, dtype=torch.uint8)},
-        "counter": {"step": step, "history": (step, float("inf"))},
-    }
-
-
-def write(storage: LocalStorage, name: CheckpointName, run_id: str = RUN_ID, commit: bool = True) -> None:
-    """A checkpoint of two ranks: a model split over them, an RNG and a pickle of each."""
-    for rank in range(2):
-        objects = {key: Stateful(value) for key, value in state_of(name.step, rank).items()}
-        captured = capture(objects, frozenset(), frozenset({"model"}))
-        plan = layout.make_plan(captured.leaves, rank, 2, {"format": "pt"})
-        image = bytearray(plan.bytes)
-        layout.execute(plan, captured.leaves, memoryview(image))
-        env = f"env of step {name.step:03d}".encode()
-        tree = {**captured.tree, "env": {"$": "pickled", "attachment": "env"}}
-        attachments = {"env": (names.pickle_file(rank, "env"), env)}
-        snapshot = Snapshot(run_id, name, rank, 2, 1.0, memoryview(image), plan.chunks, tree, {}, attachments)
-        persist(storage, snapshot, lambda: None)
-    if commit:
-        assert commit_if_complete(storage, name, lambda: None) is not None
 
 
 @pytest.fixture
@@ -80,22 +36,6 @@ def storage(tmp_path: Path) -> UnsyncedStorage:
     for name in (OLD, MIDDLE, NEWEST):
         write(storage, name)
     return storage
-
-
-def restore(storage: LocalStorage) -> Restored | None:
-    return choose_and_read(storage, RUN_ID, Ranks(), lambda: None, dict)
-
-
-def assert_is(restored: Restored | None, name: CheckpointName) -> None:
-    """What was read is `name`, with every value that was written."""
-    assert restored is not None
-    assert str(restored.manifest.checkpoint) == str(name)
-    expected = state_of(name.step, 0)
-    assert restored.states["model"]["w"].equal(expected["model"]["w"])
-    assert restored.states["model"]["b"].equal(expected["model"]["b"])
-    assert restored.states["rng"]["state"].equal(expected["rng"]["state"])
-    assert restored.states["counter"] == expected["counter"]
-    assert restored.states["env"] == f"env of step {name.step:03d}".encode()
 
 
 # -- kinds of damage --------------------------------------------------------------------------------------
@@ -189,7 +129,7 @@ def part_rewritten(change: Callable[[dict[str, Any]], object], rank: int = 1) ->
         file.write_bytes(data)
         rows = json.loads((folder / "manifest.json").read_bytes())["parts"]
         rows[rank][1:3] = [len(data), digest(data)]
-        rewritten(parts=rows)(folder)
+        rewritten(bytes=sum(row[1] + sum(size for _, size in row[3]) for row in rows), parts=rows)(folder)
 
     return damage
 
@@ -277,12 +217,10 @@ TABLE = {
         part_rewritten(lambda part: part.update(format_version=2)), "newer autoresume", "newer autoresume"
     ),
     "part with an unknown dtype": Row(
-        part_rewritten(lambda part: part["chunks"][0].__setitem__(1, "float3")), "float3", "float3"
+        part_rewritten(lambda part: part["chunks"][0].__setitem__(1, "float3")), None, "float3"
     ),
     "part with a tensor beyond the end": Row(
-        part_rewritten(lambda part: part["chunks"][0].__setitem__(6, 2**40)),
-        "outside of its shard",
-        "outside of its shard",
+        part_rewritten(lambda part: part["chunks"][0].__setitem__(6, 2**40)), None, "outside of its shard"
     ),
     "part with a tree of unknown types": Row(
         part_rewritten(lambda part: part["tree"].update(counter={"$": "os.system", "items": ["x"]}), 0), None, None
@@ -323,8 +261,8 @@ TABLE = {
     "no manifest, and a short shard": Row(
         together(missing("manifest.json"), truncated(SHARD_1)), "never committed", "never committed", "skipped"
     ),
-    "no manifest, and a part with an unknown dtype": Row(
-        together(part_rewritten(lambda part: part["chunks"][0].__setitem__(1, "float3")), missing("manifest.json")),
+    "no manifest, and a part that names another rank's shard": Row(
+        together(part_rewritten(lambda part: part["shard"].update(name=SHARD_0)), missing("manifest.json")),
         "never committed",
         "never committed",
         "skipped",

@@ -24,6 +24,7 @@ REACHED = {
     "storage.write.before_sync": 25,
     "storage.write.before_rename": 24,
     "storage.write.before_folder_sync": 24,
+    "persist.room": 6,
     "persist.shard_written": 6,
     "persist.part_written": 6,
     "commit.before_manifest": 3,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import math
 import os
+import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import lives
@@ -15,10 +19,11 @@ from forgetful import UnsyncedStorage
 from autoresume import failpoints
 from autoresume.checkpoint.commit import commit_if_complete
 from autoresume.checkpoint.discover import judge
-from autoresume.checkpoint.persist import persist
+from autoresume.checkpoint.persist import Snapshot, persist
 from autoresume.checkpoint.verify import verify
-from autoresume.errors import CheckpointInvalid, StaleIncarnation, StorageFull
+from autoresume.errors import CheckpointInvalid, StaleIncarnation, StorageFailed, StorageFull
 from autoresume.format.manifest import Manifest, Part
+from autoresume.format.names import CheckpointName
 
 NAME = lives.name_of(10, 1)
 
@@ -50,10 +55,11 @@ def files_below(root: Path) -> list[str]:
 
 
 def test_the_part_describes_what_was_written(storage: UnsyncedStorage) -> None:
-    """The part that is returned is the part on disk, and names each file with its size."""
+    """The part on disk names each file with its size, and is spelt as any part is."""
     snapshot = lives.snapshot(NAME, 1)
-    part = persist(storage, snapshot, free)
-    assert Part.from_bytes(storage.read(NAME.part(1))) == part
+    persist(storage, snapshot, free)
+    part = Part.from_bytes(storage.read(NAME.part(1)))
+    assert part.to_bytes() == storage.read(NAME.part(1))
     assert storage.read(NAME.shard(1)) == snapshot.image
     for file in (part.shard, *part.attachments.values()):
         assert storage.size(NAME.inside(file.name)) == file.bytes
@@ -65,6 +71,49 @@ def test_nothing_is_written_without_room(storage: UnsyncedStorage, monkeypatch: 
     with pytest.raises(StorageFull, match=r"needs 0\.0 MB for rank 0, but only 50\.0 MB"):
         persist(storage, lives.snapshot(NAME, 0), free)
     assert files_below(storage.root) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "advice"),
+    [
+        (
+            errno.ENOSPC,
+            StorageFull,
+            "No space left on device; training goes on, and E0_U5_S40-0001 stays the last good",
+        ),
+        (errno.EDQUOT, StorageFull, "ask for a larger quota"),
+        (errno.EROFS, StorageFailed, "have it mounted for writing again"),
+        (errno.EIO, StorageFailed, "look at the machine's log"),
+        (errno.EACCES, StorageFailed, "permissions"),
+        (errno.ESTALE, StorageFailed, r"\[Errno 116\].*training goes on"),
+    ],
+)
+def test_what_can_not_be_written_is_explained(
+    storage: UnsyncedStorage, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception], advice: str
+) -> None:
+    """What happens next, what a resume would begin with, and what to do about each error that disks have."""
+    for rank in range(2):
+        persist(storage, lives.snapshot(lives.name_of(5, 1), rank), free)
+    commit_if_complete(storage, lives.name_of(5, 1), free)
+
+    def fail(descriptor: int, path: Path) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(storage, "_sync_file", fail)
+    with pytest.raises(kind, match=advice):
+        persist(storage, lives.snapshot(NAME, 0), free)
+    assert storage.list("checkpoints") == ["E0_U5_S40-0001"]
+
+
+def test_no_checkpoint_knows_more_than_the_journal(storage: UnsyncedStorage) -> None:
+    """Lines that wait in memory, since the disk was full a moment ago, would be lost behind a checkpoint."""
+    storage.write("metrics.jsonl", b"x" * 99)
+    snapshot = replace(lives.snapshot(NAME, 0), sync={"metrics.jsonl": 100})
+    with pytest.raises(StorageFull, match=r"metrics\.jsonl lacks lines"):
+        persist(storage, snapshot, free)
+    assert files_below(storage.root) == ["metrics.jsonl"]
+    storage.write("metrics.jsonl", b"x" * 100)
+    persist(storage, snapshot, free)
 
 
 def test_a_life_that_is_over_writes_nothing(storage: UnsyncedStorage) -> None:
@@ -122,7 +171,7 @@ def test_the_order_of_writing(storage: UnsyncedStorage) -> None:
     of_ranks = [[step.format(rank) for step in one] for rank in range(2)]
     written = "persist.part_written"
     commit = ["commit.before_manifest", "manifest.json", "commit.after_manifest"]
-    assert [step for step in order if step != "persist.shard_written"] == [
+    assert [step for step in order if step not in ("persist.room", "persist.shard_written")] == [
         *of_ranks[0],
         written,
         *of_ranks[1],
@@ -131,12 +180,57 @@ def test_the_order_of_writing(storage: UnsyncedStorage) -> None:
     ]
 
 
-def test_no_manifest_before_all_parts(storage: UnsyncedStorage) -> None:
-    """None, and nothing published, for no part, and for one of two."""
-    assert commit_if_complete(storage, NAME, free) is None
+@pytest.mark.parametrize("world_size", [None, 2])
+def test_no_manifest_before_all_parts(storage: UnsyncedStorage, world_size: int | None) -> None:
+    """None, and nothing published, for no part, and for one of two; whether one knows how many there must be or not."""
+    assert commit_if_complete(storage, NAME, free, world_size) is None
     persist(storage, lives.snapshot(NAME, 1), free)
-    assert commit_if_complete(storage, NAME, free) is None
+    assert commit_if_complete(storage, NAME, free, world_size) is None
     assert storage.size(NAME.manifest) is None
+
+
+def whole(name: CheckpointName, rank: int, world_size: int) -> Snapshot:
+    """A rank's snapshot without tensors."""
+    return replace(lives.snapshot(name, 0), rank=rank, world_size=world_size, chunks=b"[]", attachments={}, sync={})
+
+
+@pytest.mark.parametrize("order", ["in turn", "backwards", "at random"])
+def test_ranks_look_for_each_other_without_a_square(
+    storage: UnsyncedStorage, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    """N ranks ask about N ln N times for a part, whoever comes first, and list no folder; the last one commits.
+
+    Twice that is expected, since a rank asks for some parts at a time; the square of 200 would be 40,000.
+    """
+    count, asked = 200, 0
+    ranks = {"in turn": range(count), "backwards": range(count - 1, -1, -1)}.get(order)
+    ranks = random.Random(0).sample(range(count), count) if ranks is None else ranks
+    original = storage.size
+
+    def size(name: str) -> int | None:
+        nonlocal asked
+        asked += 1
+        return original(name)
+
+    monkeypatch.setattr(storage, "size", size)
+    committed = []
+    for rank in ranks:
+        persist(storage, whole(NAME, rank, count), free)
+        monkeypatch.setattr(storage, "list", lambda folder: pytest.fail(f"{folder} is listed"))
+        committed.append(commit_if_complete(storage, NAME, free, count) is not None)
+        monkeypatch.undo()
+        monkeypatch.setattr(storage, "size", size)
+    assert committed == [False] * (count - 1) + [True]
+    assert count <= asked < 6 * count * math.log(count)
+
+
+def test_committing_leaves_the_script_s_random_numbers_alone(storage: UnsyncedStorage) -> None:
+    """Parts are looked for in random order, but not with the generator that the training draws from."""
+    before = random.getstate()
+    for rank in range(2):
+        persist(storage, lives.snapshot(NAME, rank), free)
+        commit_if_complete(storage, NAME, free, 2)
+    assert random.getstate() == before
 
 
 def test_committing_again_changes_nothing(storage: UnsyncedStorage) -> None:
@@ -174,7 +268,7 @@ def test_all_ranks_at_once(storage: UnsyncedStorage) -> None:
         def save(rank: int, name: object = name, barrier: threading.Barrier = barrier) -> Manifest | None:
             barrier.wait()
             persist(storage, lives.snapshot(name, rank), free)  # type: ignore[arg-type]
-            return commit_if_complete(storage, name, free)  # type: ignore[arg-type]
+            return commit_if_complete(storage, name, free, 2)  # type: ignore[arg-type]
 
         with ThreadPoolExecutor(2) as pool:
             manifests = [found for found in pool.map(save, range(2)) if found is not None]

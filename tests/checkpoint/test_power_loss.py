@@ -141,7 +141,7 @@ def test_a_rank_dies_and_then_power_is_lost(memory: Path, completed_by: str) -> 
             where = dies_at(storage, nth, lambda: persist(storage, lives.snapshot(name, 1), guard))
             if completed_by == "the next life":
                 lives.live(storage, 0, acknowledged.append)
-            elif commit_if_complete(storage, name, guard) is not None:
+            elif commit_if_complete(storage, name, guard, lives.WORLD_SIZE) is not None:
                 acknowledged.append(name)
             disk = storage.freeze()
         aftermath.check(disk, acknowledged, where)

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from autoresume.checkpoint.commit import commit_if_complete
 from autoresume.checkpoint.custody import committed_checkpoints, settle
 from autoresume.checkpoint.persist import persist
-from autoresume.checkpoint.retain import Committed, Keep, collect_garbage, prune, superfluous
+from autoresume.checkpoint.retain import Committed, Keep, collect_garbage, collect_unpublished, prune, superfluous
 from autoresume.checkpoint.verify import verify
-from autoresume.errors import StaleIncarnation
+from autoresume.errors import StaleIncarnation, StorageFailed
 from autoresume.format.names import CheckpointName
 from autoresume.storage import LocalStorage
 
@@ -230,3 +230,67 @@ def test_what_can_not_be_deleted_does_not_undo_the_commit(
     assert verify(storage, made[-1]) is None
     settle(storage, made[-1], Keep(last=1), free, collected=True)
     assert storage.list("checkpoints") == [str(made[-1])]
+
+
+# -- what could not be written --------------------------------------------------------------------------
+
+
+def test_what_failed_is_deleted_after_the_next_commit(tmp_path: Path) -> None:
+    """What this life began and could not write whole goes with the next commit; newer saves stay, and older lives'."""
+    storage = UnsyncedStorage(tmp_path)
+    older_life, failed, begun = lives.name_of(10, 1), lives.name_of(20, 2), lives.name_of(40, 2)
+    for name in (older_life, failed, begun):
+        persist(storage, lives.snapshot(name, 1), lambda: None)
+    committed = lives.name_of(30, 2)
+    for rank in range(2):
+        persist(storage, lives.snapshot(committed, rank), lambda: None)
+    commit_if_complete(storage, committed, lambda: None)
+    settle(storage, committed, Keep(), lambda: None, collected=True)
+    assert storage.list("checkpoints") == sorted(map(str, (older_life, committed, begun)))
+
+
+def test_a_rank_that_fails_deletes_what_nobody_can_complete(tmp_path: Path) -> None:
+    """The checkpoint at hand, and older ones that it could not write; not the one before, which may be in work."""
+    storage = UnsyncedStorage(tmp_path)
+    for step in (10, 20, 30, 40, 50):
+        persist(storage, lives.snapshot(lives.name_of(step, 1), 1), lambda: None)
+    for step in (20, 30):
+        persist(storage, lives.snapshot(lives.name_of(step, 1), 0), lambda: None)
+    commit_if_complete(storage, lives.name_of(30, 1), lambda: None)
+    (tmp_path / lives.name_of(50, 1).shard(0)).mkdir()  # the disk fails: nothing can be renamed to it
+    with pytest.raises(StorageFailed, match=f"{lives.name_of(30, 1)} stays the last good checkpoint"):
+        persist(storage, lives.snapshot(lives.name_of(50, 1), 0), lambda: None)
+    left = [lives.name_of(step, 1) for step in (20, 30, 40)]  # complete, committed, and perhaps in work
+    assert storage.list("checkpoints") == sorted(map(str, left))
+
+
+def test_a_rank_whose_life_is_over_deletes_nothing(tmp_path: Path) -> None:
+    """Also not what it failed to write."""
+    storage = UnsyncedStorage(tmp_path)
+    name = lives.name_of(10, 1)
+    asked = []
+
+    def guard() -> None:
+        asked.append(None)
+        if len(asked) > 1:
+            raise StaleIncarnation("a newer one")
+
+    (tmp_path / name.shard(0)).mkdir(parents=True)
+    with pytest.raises(StorageFailed):
+        persist(storage, lives.snapshot(name, 0), guard)
+    assert storage.list("checkpoints") == [str(name)]
+
+
+def test_what_was_never_published_is_deleted_at_the_start(tmp_path: Path) -> None:
+    """Torn records and side files of dead processes go; whatever else is called .tmp, and this life's own, stays."""
+    storage = UnsyncedStorage(tmp_path)
+    token = "1a2b-0123abcd.tmp"
+    torn = [f"incarnations/0001.alive.{token}", f"incarnations/0002.json.{token}"]
+    torn += [f"files/best.pt.{token}", f"files/more/last.pt.{token}"]
+    kept = [f"incarnations/0003.alive.{token}", "files/mine.tmp", "files/best.pt", "notes.tmp", f"notes.{token}"]
+    for file in torn + kept:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_bytes(b"torn")
+    assert sorted(collect_unpublished(storage, 3, lambda: None)) == sorted(torn)
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert left == sorted(kept)

@@ -249,7 +249,8 @@ def test_an_earlier_life_of_this_job_is_over(storage: LocalStorage, monkeypatch:
     """Slurm requeues a job after it ended it: the same job on another node takes over at once. Another job waits."""
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
-    assert incarnation.current_job() == {"id": "4711", "restart": 3}
+    job = incarnation.current_job()
+    assert (job["id"], job["restart"], job["spelled"]) == ("4711", 3, "4711")
     elsewhere(storage, job={"id": "4711", "restart": 2})
     incarnation.beat(storage, 1)
     began = time.monotonic()
@@ -263,7 +264,11 @@ def test_outside_of_slurm_there_is_no_job(monkeypatch: pytest.MonkeyPatch) -> No
     assert incarnation.current_job() == {}
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
-    assert incarnation.current_job() == {"id": "1", "restart": 0}
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    assert (incarnation.current_job()["id"], incarnation.current_job()["restart"]) == ("1", 0)
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "1")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "7")
+    assert incarnation.current_job()["spelled"] == "1_7"  # the last task of an array has the array's own number
 
 
 def test_a_reboot_ends_a_life(storage: LocalStorage) -> None:

@@ -12,7 +12,8 @@ from autoresume.checkpoint import incarnation
 from autoresume.checkpoint.commit import commit_if_complete
 from autoresume.checkpoint.incarnation import Incarnation
 from autoresume.checkpoint.persist import Snapshot, persist
-from autoresume.format.manifest import Chunk
+from autoresume.format.digest import canonical
+from autoresume.format.manifest import Chunk, chunks_json
 from autoresume.format.names import CheckpointName
 from autoresume.format.tensorfile import Entry, lay_out
 from autoresume.storage.local import LocalStorage
@@ -35,7 +36,7 @@ class FakeRun:
         commit_if_complete(self.storage, name, lambda: None)
         return name
 
-    def life(self, number: int, began: int, ended: dict[str, Any] | None, **more: Any) -> Incarnation:
+    def life(self, number: int, began: int | None, ended: dict[str, Any] | None, **more: Any) -> Incarnation:
         """Write the record of an incarnation."""
         given = {
             "run_id": RUN_ID,
@@ -75,8 +76,10 @@ def _snapshot(name: CheckpointName, rank: int, ranks: int) -> Snapshot:
         world_size=ranks,
         time=1e9 + name.step,
         image=memoryview(image),
-        chunks=chunks,
-        tree={"run": {"step": name.step}, "model": {"weight": {"$": "tensor", "key": "model/weight"}}, "lr": 0.1},
+        chunks=chunks_json(chunks),
+        tree=canonical(
+            {"run": {"step": name.step}, "model": {"weight": {"$": "tensor", "key": "model/weight"}}, "lr": 0.1}
+        ),
         about={"world_size": ranks},
         attachments={"env": (f"pickles/rank-{rank:05d}-env.pkl", b"an environment")} if rank == 0 else {},
     )

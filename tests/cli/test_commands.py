@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from autoresume import __version__
 from autoresume.checkpoint import incarnation
 from autoresume.checkpoint.discover import judge, listing, set_aside
-from autoresume.cli import _COMMANDS, cli
+from autoresume.cli import _COMMANDS, cli, common, ls
 from autoresume.errors import AutoresumeError, CheckpointInvalid, RunIsLive, UsageError
 
 from .runs import FakeRun
@@ -171,6 +171,38 @@ def test_ls_says_what_is_wrong(run: FakeRun) -> None:
     assert found[f"aside/{aside}"]["problem"].startswith("put aside: ")
     assert [row["valid"] for row in found.values()] == [False, False, True, False]
     assert "never committed" in output("ls", run.folder)
+
+
+def test_ls_of_very_many_files_looks_at_the_newest(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once so many files were looked at, what is older is "committed": whole or not, its files are not looked at.
+
+    A damaged manifest and a checkpoint that was never committed are told all the same; --deep looks at everything.
+    """
+    monkeypatch.setattr(ls, "_FILES_LOOKED_AT", 6)
+    never, cut, torn, *_ = [run.checkpoint(step, parts=1 if step == 100 else None) for step in range(100, 800, 100)]
+    (run.folder / cut.shard(1)).write_bytes(b"short")
+    run.damage(torn.manifest, at=20)
+    found = rows("ls", run.folder)
+    assert [row["valid"] for row in found] == [True, True, None, None, False, None, False]
+    assert {(row["ranks"], row["bytes"]) for row in found[:4]} == {(2, found[0]["bytes"])}
+    assert "the manifest is" in found[4]["problem"]
+    assert found[6]["checkpoint"] == str(never)
+    assert output("ls", run.folder).count("committed") == 4, "three, and one that never was"
+    deep = rows("ls", run.folder, "--deep")
+    assert [row["valid"] for row in deep] == [True] * 4 + [False] * 3
+    assert "shards/rank-00001.safetensors has 5 bytes instead of" in deep[5]["problem"]
+
+
+def test_a_long_list_is_plain_text(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand lines are aligned columns with their headings, and hold what the nice table does."""
+    for step in (100, 20):
+        run.checkpoint(step)
+    monkeypatch.setattr(common, "_LONG_TABLE", 1)
+    title, *lines = output("ls", run.folder).splitlines()
+    assert title == f"{run.folder}: 2 checkpoints"
+    assert [line.split()[0] for line in lines] == ["checkpoint", "E1_U100_S3200-0001", "E0_U20_S640-0001"]
+    assert [line.split()[-1] for line in lines] == ["state", "valid", "valid"]
+    assert len({line.index("valid") for line in lines[1:]} | {lines[0].index("state")}) == 1
 
 
 def test_ls_of_a_young_run_is_empty(run: FakeRun) -> None:

@@ -145,7 +145,7 @@ def test_a_script_that_fails_at_once_is_not_started_again(node: Node) -> None:
     ended = node.wait(autoresume_run(node, script(node, "import no_such_module"), node.folder))
     assert (ended.code, lives(node)) == (1, 1), ended.err
     assert ended.err.count("No module named 'no_such_module'") == 1
-    assert "failed before the first step" in said(ended)
+    assert "it failed before its first step" in said(ended)
 
 
 def test_a_job_that_was_killed_at_the_deadline_is_not_finished(node: Node) -> None:

@@ -4,10 +4,19 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+
+from autoresume.checkpoint.retain import Keep
+from autoresume.format.names import CheckpointName
+from autoresume.storage import LocalStorage
+from autoresume.training.agreement import Ranks
+from autoresume.training.restore import choose_and_read
+from autoresume.training.saver import Saver
+from autoresume.training.sinks import ThreadSink
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 SCRIPT = Path(__file__).with_name("train.py")
@@ -55,3 +64,46 @@ def test_a_gpu_run_goes_on_bit_for_bit(command: list[str], variables: dict, sign
         assert first.returncode == 0, first.stderr
     assert values(tmp_path / "rough") == values(tmp_path / "calm")
     assert final_file(tmp_path / "rough") == final_file(tmp_path / "calm")
+
+
+def test_a_snapshot_of_a_gpu_is_of_its_boundary(tmp_path: Path) -> None:
+    """The host does not wait for the copy: kernels of the next steps are queued behind it, and what is stored is the state
+    of the boundary, parameters (copied late) and statistics (copied at once) alike."""
+    torch.manual_seed(0)
+    storage, none = LocalStorage(tmp_path), frozenset()
+    sink = ThreadSink(storage, Keep(10), lambda: None)
+    saver = Saver("run", Ranks(), sink, None, lambda: sink)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(2000, 2000), torch.nn.BatchNorm1d(2000), torch.nn.Linear(2000, 500)
+    ).cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    objects = {"model": model, "optimizer": optimizer}
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(torch.randn(64, 2000, device="cuda")).square().mean().backward()
+        optimizer.step()
+        saver.boundary()
+
+    step()
+    saver.prepare(objects, none)
+    for number in range(1, 4):
+        step()
+        expected = {key: value.cpu() for key, value in model.state_dict().items()}
+        moments = [state["exp_avg"].cpu() for state in optimizer.state.values()]
+        saver.save(CheckpointName(number, 1, 0, 0), objects, none, {}, urgent=False)
+        assert saver._pending is not None
+        for _ in range(3):
+            step()
+        saver.settle()
+        while not sink.idle():
+            time.sleep(0.01)
+        restored = choose_and_read(storage, "run", Ranks(), lambda: None, {})
+        assert restored is not None
+        assert restored.manifest.checkpoint.step == number
+        for key, value in expected.items():
+            assert torch.equal(restored.states["model"][key], value), key
+        for index, value in enumerate(moments):
+            assert torch.equal(restored.states["optimizer"]["state"][index]["exp_avg"], value)
+    assert not saver.torn
+    saver.close()

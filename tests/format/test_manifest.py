@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,18 @@ from hypothesis import strategies as st
 from autoresume.errors import CheckpointInvalid
 from autoresume.format import names
 from autoresume.format.digest import canonical, digest
-from autoresume.format.manifest import Chunk, File, Manifest, Part, PartEntry, manifest_of
+from autoresume.format.manifest import (
+    Chunk,
+    File,
+    Labels,
+    Manifest,
+    ManifestHead,
+    Part,
+    PartEntry,
+    PartHead,
+    entry_of,
+    manifest_of,
+)
 from autoresume.format.names import CheckpointName
 
 NAME = CheckpointName(step=12000, incarnation=4, epoch=3, samples=384000)
@@ -51,6 +63,12 @@ json_values = st.recursive(
     max_leaves=6,
 )
 times = st.floats(0, 1e11)
+numbers = st.integers(-9, 9) | st.floats(allow_nan=False, allow_infinity=False)
+labels = st.builds(
+    Labels,
+    st.dictionaries(st.sampled_from(["loss", "chunks", "parts", 'a","chunks":[']), numbers, max_size=2),
+    st.lists(st.text(max_size=4), max_size=2).map(tuple),
+)
 
 
 @st.composite
@@ -68,6 +86,7 @@ def parts(draw: st.DrawFn, rank: int | None = None, world_size: int | None = Non
         shard=draw(files(st.just(names.shard_file(rank)), room)),
         chunks=held,
         attachments=draw(st.dictionaries(st.text(max_size=4), files(), max_size=2)),
+        labels=draw(labels),
         tree=draw(json_values),
         about=draw(st.dictionaries(st.text(max_size=3), json_values, max_size=2)),
     )
@@ -80,14 +99,24 @@ def part_of(rank: int = 0, world_size: int = 2, **changes: Any) -> Part:
     pickled = File(names.pickle_file(rank, "env"), 3, 4096, (digest(b"c"),))
     tree = {"model": {"w": {"$": "tensor", "key": "model/w"}}}
     part = Part(
-        "run", NAME, rank, world_size, 1700000000.987, shard, (chunk,), {"env": pickled}, tree, {"torch": "2.4"}
+        "run",
+        NAME,
+        rank,
+        world_size,
+        1700000000.987,
+        shard,
+        {"env": pickled},
+        Labels({"loss": 0.25}, ("good",)),
+        (chunk,),
+        tree,
+        {"torch": "2.4"},
     )
     return replace(part, **changes)
 
 
 def manifest(world_size: int = 2) -> Manifest:
     made = [part_of(rank, world_size) for rank in range(world_size)]
-    return manifest_of([(part, part.to_bytes()) for part in made])
+    return manifest_of([(part, entry_of(part, part.to_bytes())) for part in made])
 
 
 # -- both ways ----------------------------------------------------------------------------------------
@@ -118,17 +147,18 @@ def test_the_manifest_is_the_same_for_any_order_of_parts(made: list[Part], rando
     for rank, part in enumerate(made):
         shard = replace(part.shard, name=names.shard_file(rank))
         part = replace(part, rank=rank, world_size=world_size, shard=shard)
-        found.append((part, part.to_bytes()))
+        found.append((part, entry_of(part, part.to_bytes())))
     first = manifest_of(list(found))
     shuffled = list(found)
     random.shuffle(shuffled)
-    reread = [(Part.from_bytes(data), data) for _, data in shuffled]
+    reread = [(PartHead.from_bytes(part.to_bytes()), entry) for part, entry in shuffled]
     assert manifest_of(shuffled).to_bytes() == manifest_of(reread).to_bytes() == first.to_bytes()
     assert Manifest.from_bytes(first.to_bytes()) == first
     assert first.time == made[0].time
     assert first.digest == digest(first.to_bytes())
     assert first.total_bytes == sum(
-        len(data) + part.shard.bytes + sum(file.bytes for file in part.attachments.values()) for part, data in found
+        len(part.to_bytes()) + part.shard.bytes + sum(file.bytes for file in part.attachments.values())
+        for part, _ in found
     )
 
 
@@ -143,16 +173,16 @@ def test_parts_of_different_checkpoints_make_no_manifest() -> None:
     ]
     for other in others:
         with pytest.raises(CheckpointInvalid):
-            manifest_of([(whole, whole.to_bytes()), (other, other.to_bytes())])
+            manifest_of([(whole, entry_of(whole, whole.to_bytes())), (other, entry_of(other, other.to_bytes()))])
     with pytest.raises(CheckpointInvalid, match="1 of 2 parts"):
-        manifest_of([(whole, whole.to_bytes())])
+        manifest_of([(whole, entry_of(whole, whole.to_bytes()))])
 
 
 def test_parts_that_differ_only_in_epoch_or_samples_are_of_different_checkpoints() -> None:
     """Names are compared in full: epoch and samples belong to the folder, though not to the order of checkpoints."""
     one, other = part_of(0), part_of(1, checkpoint=replace(NAME, samples=1))
     with pytest.raises(CheckpointInvalid):
-        manifest_of([(one, one.to_bytes()), (other, other.to_bytes())])
+        manifest_of([(one, entry_of(one, one.to_bytes())), (other, entry_of(other, other.to_bytes()))])
 
 
 def test_the_box_of_a_chunk_is_in_its_name() -> None:
@@ -160,6 +190,24 @@ def test_the_box_of_a_chunk_is_in_its_name() -> None:
     assert Chunk("w", "int8", (4, 2), (0, 0), (4, 2), True, 0).name == "w"
     assert Chunk("w", "int8", (4, 2), (1, 0), (3, 2), True, 0).name == "w[1:4,0:2]"
     assert Chunk("w", "int8", (), (), (), True, 0).name == "w"
+
+
+@given(parts())
+def test_the_head_of_a_part_is_read_without_the_rest(part: Part) -> None:
+    """What a commit needs is the same whether all of a part is parsed or its beginning, whatever its names spell."""
+    part = replace(part, run_id='run,"chunks":[,"tree":', attachments={**part.attachments, "chunks": part.shard})
+    head = PartHead.from_bytes(part.to_bytes())
+    assert head == PartHead(*(getattr(part, name) for name in PartHead.__dataclass_fields__))
+    assert entry_of(head, part.to_bytes()) == entry_of(part, part.to_bytes())
+
+
+@pytest.mark.parametrize("run_id", ["run", 'run,"parts":['])
+def test_the_head_of_a_manifest_is_read_without_the_list_of_parts(run_id: str) -> None:
+    """What a listing shows is the same as in the whole manifest."""
+    whole = replace(manifest(3), run_id=run_id)
+    head = ManifestHead.from_bytes(whole.to_bytes())
+    assert head == ManifestHead(run_id, NAME, 3, whole.time, whole.total_bytes, whole.labels)
+    assert str(head.checkpoint) == str(NAME)
 
 
 # -- damage -------------------------------------------------------------------------------------------
@@ -173,14 +221,15 @@ def test_every_flipped_byte_of_a_manifest_is_noticed() -> None:
         for value in range(256):
             if value != data[at]:
                 damaged = data[:at] + bytes([value]) + data[at + 1 :]
-                try:
-                    Manifest.from_bytes(damaged)
-                except CheckpointInvalid:
-                    continue
-                except Exception as error:
-                    crashed.append((at, damaged[at - 8 : at + 8], type(error).__name__, str(error)))
-                else:
-                    unnoticed.append((at, damaged[at - 8 : at + 8]))
+                for kind in (Manifest, ManifestHead):
+                    try:
+                        kind.from_bytes(damaged)
+                    except CheckpointInvalid:
+                        continue
+                    except Exception as error:
+                        crashed.append((at, damaged[at - 8 : at + 8], type(error).__name__, str(error)))
+                    else:
+                        unnoticed.append((at, damaged[at - 8 : at + 8]))
     assert unnoticed == []
     assert crashed == []
 
@@ -202,12 +251,13 @@ def test_a_cut_or_longer_manifest_is_noticed(at: int, more: bytes) -> None:
     """Cut anywhere, also to nothing, or with bytes put in: CheckpointInvalid."""
     data = manifest().to_bytes()
     at = at % len(data)
-    with pytest.raises(CheckpointInvalid):
-        Manifest.from_bytes(data[:at])
-    for damaged in (data[:at] + more + data[at:], data + more):
-        if damaged != data:
-            with pytest.raises(CheckpointInvalid):
-                Manifest.from_bytes(damaged)
+    for kind in (Manifest, ManifestHead):
+        with pytest.raises(CheckpointInvalid):
+            kind.from_bytes(data[:at])
+        for damaged in (data[:at] + more + data[at:], data + more):
+            if damaged != data:
+                with pytest.raises(CheckpointInvalid):
+                    kind.from_bytes(damaged)
 
 
 def places(value: Any, way: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -240,6 +290,8 @@ def test_a_manifest_of_another_form_is_refused(way: tuple[Any, ...], new: Any) -
     """One with a right digest but anything else changed is CheckpointInvalid, or is a manifest: no other error."""
     value = with_replaced({k: v for k, v in sealed_manifest.items() if k != "digest"}, way, new)
     data = canonical({**value, "digest": digest(canonical(value))})
+    with contextlib.suppress(CheckpointInvalid):
+        assert type(ManifestHead.from_bytes(data).total_bytes) is int
     try:
         found = Manifest.from_bytes(data)
     except CheckpointInvalid:
@@ -252,6 +304,8 @@ def test_a_manifest_of_another_form_is_refused(way: tuple[Any, ...], new: Any) -
 def test_a_part_of_another_form_is_refused(way: tuple[Any, ...], new: Any) -> None:
     """A part with anything changed is CheckpointInvalid, or is a part that stays inside its folder: no other error."""
     data = canonical(with_replaced(plain_part, way, new))
+    with contextlib.suppress(CheckpointInvalid):
+        assert all(names.is_inside(name) for name, _ in PartHead.from_bytes(data).files)
     try:
         found = Part.from_bytes(data)
     except CheckpointInvalid:
@@ -278,7 +332,7 @@ def test_a_part_of_another_form_is_refused(way: tuple[Any, ...], new: Any) -> No
         pytest.param(("attachments", "env", "name"), "../../run.json", "not a file inside", id="attachment escapes"),
         pytest.param(("attachments", "env", "name"), "/etc/passwd", "not a file inside", id="attachment is absolute"),
         pytest.param(("attachments", "env"), [], "record is malformed", id="attachment of another type"),
-        pytest.param(("shard", "block_bytes"), 0, "don't cover", id="blocks of nothing"),
+        pytest.param(("shard", "block_bytes"), 0, "blocks of 0 bytes", id="blocks of nothing"),
         pytest.param(("shard", "bytes"), 9000, "don't cover", id="too few digests"),
         pytest.param(("shard", "digests"), [], "don't cover", id="no digests"),
         pytest.param(("chunks", 0), [1, 2], "chunk is malformed", id="short chunk"),

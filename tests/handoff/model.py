@@ -8,8 +8,9 @@ what one look at its first or at its last moment finds: a row is one step. Each 
 can be left out, to see what it is there for.
 
     rank: for each boundary n:  step := n; read the fence; confirmed(n): act; proposed(n): read again
-          then:                 left := yes; until all have left: read the fence, and act on what is ahead
+          then:                 left := yes; until it is shut: read the fence, and act on what is ahead
     daemon, for each order:     read all; fence := proposed(S); barrier; read all; confirm, or withdraw and retry
+            when all have left: and obeyed: shut := yes
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ class Rules:
     """The daemon looks at the steps of ranks that have left, too: they may have passed S while they trained."""
     one_at_a_time: bool = True
     """No new order before every rank has obeyed (and said so) the one before it."""
-    last_look: bool = True
-    """A rank reads the fence once more after it saw that all have left; if all have, the daemon withdraws."""
+    obeyed_before_shut: bool = True
+    """The fence is shut when all have left and have obeyed the last order, not before."""
     patience: bool = False
     """A rank that waits for a proposal to be confirmed may give up. This rule breaks it."""
 
 
 class Rank(NamedTuple):
     at: str
-    """publish, read, leave, all, rest, last, acknowledge, done, stopped"""
+    """publish, read, leave, shut, rest, acknowledge, done, stopped"""
     n: int
     """The last boundary that was published, or is about to be."""
     acted: frozenset[int] = frozenset()
@@ -51,7 +52,7 @@ class Rank(NamedTuple):
 
 class Daemon(NamedTuple):
     at: str = "look"
-    """look, propose, barrier, check"""
+    """look, propose, barrier, check, over"""
     order: int = 0
     core: int = 0
     target: int = 0
@@ -70,17 +71,18 @@ class Violation(Exception):
 
 
 class Model:
-    """`lengths[r]` boundaries for rank r, and the daemon's orders. Words: the fence, then steps, left, obeyed."""
+    """`lengths[r]` boundaries for rank r, and the daemon's orders. Words: the fence, then steps, left, obeyed, shut."""
 
     def __init__(self, lengths: Sequence[int], orders: Sequence[str], rules: Rules) -> None:
         self.lengths, self.orders, self.rules = tuple(lengths), tuple(orders), rules
         self.count = len(lengths)
         self.fence, self.step = 0, 1
         self.left, self.obeyed = 1 + self.count, 1 + 2 * self.count
+        self.shut = 1 + 3 * self.count
         self.daemon = self.count
 
     def start(self) -> World:
-        memory = ((NONE, 0), *[0] * self.count, *[False] * self.count, *[0] * self.count)
+        memory = ((NONE, 0), *[0] * self.count, *[False] * self.count, *[0] * self.count, False)
         return World(memory, ((),) * (self.count + 1), tuple(Rank("publish", 1) for _ in self.lengths), Daemon())
 
     # -- memory -----------------------------------------------------------------------------------
@@ -138,24 +140,19 @@ class Model:
             said = self._write(world, me, self.obeyed + me, max(rank.acted))
             yield f"{who} says that it obeyed", become(said, at=rank.after)
         elif rank.at == "leave":
-            yield f"{who} leaves", become(self._write(world, me, self.left + me, True), at="all")
-        elif rank.at == "all":
-            if not all(self._row(world, me, self.left)):
-                yield f"{who} sees others train", become(world, at="rest")
+            yield f"{who} leaves", become(self._write(world, me, self.left + me, True), at="shut")
+        elif rank.at == "shut":
+            if self._read(world, me, self.shut):
+                yield f"{who} sees that it is shut, and ends", become(world, at="done")
             else:
-                yield f"{who} sees all left", become(world, at="last" if self.rules.last_look else "done")
-        elif rank.at in ("rest", "last"):
+                yield f"{who} sees others train", become(world, at="rest")
+        elif rank.at == "rest":
             state, target = self._read(world, me, self.fence)
-            ahead = target > rank.n and target not in rank.acted
-            if ahead and state == CONFIRMED:
-                yield (
-                    f"{who}, at rest, acts at {target}",
-                    self._act(world, me, rank, target, {"at": "all", "n": rank.n}),
-                )
-            elif rank.at == "rest":
-                yield f"{who} rests", become(world, at="all")
-            elif not (ahead and state == PROPOSED):
-                yield f"{who} ends", become(world, at="done")
+            if target > rank.n and target not in rank.acted and state == CONFIRMED:
+                after = {"at": "shut", "n": rank.n}
+                yield f"{who}, at rest, acts at {target}", self._act(world, me, rank, target, after)
+            else:
+                yield f"{who} rests", become(world, at="shut")
 
     def _next(self, me: int, rank: Rank) -> dict[str, Any]:
         if rank.n < self.lengths[me]:
@@ -176,16 +173,17 @@ class Model:
         def become(world: World, **changes: Any) -> World:
             return world._replace(daemon=daemon._replace(**changes))
 
-        if daemon.order == len(self.orders):
+        if daemon.at == "over":
             return
         steps, left = self._row(world, self.daemon, self.step), self._row(world, self.daemon, self.left)
         known = [step for step, gone in zip(steps, left) if self.rules.left_ranks_count or not gone]
         if daemon.at == "look":
             last = max(daemon.confirmed, default=0)
-            settled = min(self._row(world, self.daemon, self.obeyed)) >= last or not self.rules.one_at_a_time
+            settled = min(self._row(world, self.daemon, self.obeyed)) >= last
             if all(left):
-                yield "daemon gives up: all have left", become(world, order=len(self.orders))
-            elif 0 not in known and settled:
+                if settled or not self.rules.obeyed_before_shut:
+                    yield "daemon shuts the fence", become(self._write(world, self.daemon, self.shut, True), at="over")
+            elif daemon.order < len(self.orders) and 0 not in known and (settled or not self.rules.one_at_a_time):
                 yield "daemon looks", become(world, at="propose", target=max(known) + 1)
         elif daemon.at == "propose":
             proposed = self._write(world, self.daemon, self.fence, (PROPOSED, daemon.target))
@@ -197,7 +195,7 @@ class Model:
             done = self._flush(world, actor, everything=True)
             changes = {"at": "check"} if daemon.core == self.count else {"core": daemon.core + 1}
             yield f"barrier on the core of {self._name(actor)}", become(done, **changes)
-        elif any(step >= daemon.target for step in known) or (self.rules.last_look and all(left)):
+        elif any(step >= daemon.target for step in known) or all(left):
             # Reading and writing what follows from it are two accesses, but nobody else writes the fence.
             withdrawn = self._write(world, self.daemon, self.fence, (NONE, 0))
             yield f"daemon withdraws {daemon.target}", become(withdrawn, at="look", target=0)

@@ -13,6 +13,7 @@ import pytest
 from node.harness import wait_until
 
 from autoresume import session
+from autoresume.errors import AgreementError
 from autoresume.handoff import fence as fence_module
 from autoresume.handoff.fence import DaemonFence, Order, Phase, RankFence
 from autoresume.session import Session
@@ -85,16 +86,10 @@ def test_a_rank_that_is_faster_than_the_proposal_refuses_it(
     daemon, (fast, slow) = make(2)
     fast.at(4)
     slow.at(4)
-    told = []
-
-    def meanwhile() -> None:
-        told.append(fast.at(5, patience_seconds=0.01))
-
-    monkeypatch.setattr(fence_module, "barrier", meanwhile)
+    monkeypatch.setattr(fence_module, "barrier", lambda: fast.publish(5))
     assert daemon.propose(1, Order.STOP) is None
     monkeypatch.undo()
-    assert told == [Order.NOTHING]
-    assert slow.at(5) is Order.NOTHING
+    assert (fast.at(5), slow.at(5)) == (Order.NOTHING, Order.NOTHING)
     assert daemon.propose(1, Order.STOP) == 6
     assert (fast.at(6), slow.at(6)) == (Order.STOP, Order.STOP)
 
@@ -103,29 +98,44 @@ def test_what_is_withdrawn_is_never_done(make: Callable[[int], Pair]) -> None:
     """After the daemon withdrew an order its step is a step like any other."""
     daemon, (rank,) = make(1)
     rank.at(1)
-    assert daemon.propose(1, Order.STOP) == 2
+    assert daemon.offer(2, Order.STOP)
     daemon.withdraw()
     assert rank.at(2) is Order.NOTHING
     assert rank.at_rest(0) is Order.NOTHING
 
 
-def test_a_daemon_that_died_while_it_proposed_holds_nobody_up_for_ever(
-    make: Callable[[int], Pair], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A proposal that nobody confirms any more is passed after the rank's patience."""
+def test_what_is_confirmed_can_not_be_withdrawn(make: Callable[[int], Pair]) -> None:
+    """A rank may have acted on it already: then all do."""
+    daemon, (fast, slow) = make(2)
+    fast.at(1)
+    slow.at(1)
+    assert daemon.propose(1, Order.SAVE) == 2
+    assert fast.at(2) is Order.SAVE
+    daemon.withdraw()
+    assert slow.at(2) is Order.SAVE
+
+
+def test_nothing_is_offered_once_the_fence_is_shut(make: Callable[[int], Pair]) -> None:
+    """Ranks that see it shut end: nobody would obey."""
     daemon, (rank,) = make(1)
+    rank.publish(1, Phase.LEFT)
+    assert not rank.closed()
+    daemon.shut()
+    assert rank.closed()
+    assert not daemon.offer(2, Order.SAVE)
+
+
+def test_a_daemon_that_died_while_it_proposed_holds_nobody_up_for_ever(tmp_path: Path) -> None:
+    """A rank waits at a proposed step as long as the daemon lives, be it ever so slow, and no longer."""
+    daemon, answers = DaemonFence(tmp_path / "fence", 1), iter([True, True, False])
+    rank = RankFence(tmp_path / "fence", 0, lambda: next(answers))
     rank.at(1)
-
-    class Died(Exception):
-        pass
-
-    def die() -> None:
-        raise Died
-
-    monkeypatch.setattr(fence_module, "barrier", die)
-    with pytest.raises(Died):
-        daemon.propose(1, Order.STOP)
-    assert rank.at(2, patience_seconds=0.05) is Order.NOTHING
+    assert daemon.offer(2, Order.STOP)
+    with pytest.raises(AgreementError, match="died while it had all ranks stop at step 2"):
+        rank.at(2)
+    assert list(answers) == []
+    rank.close()
+    daemon.close()
 
 
 def test_new_ranks_begin_with_a_clean_fence(make: Callable[[int], Pair]) -> None:
@@ -186,13 +196,13 @@ def test_a_rank_at_rest_obeys_what_the_others_reach_later(make: Callable[[int], 
     daemon, (early, late) = make(2)
     early.publish(3, Phase.LEFT)
     late.at(7)
-    assert not early.all_left()
+    assert not daemon.all_left()
     assert daemon.propose(1, Order.SAVE) == 8
     assert early.target() == 8
     assert (early.at_rest(3), early.at_rest(3)) == (Order.SAVE, Order.NOTHING)
     assert late.at(8) is Order.SAVE
     late.publish(8, Phase.LEFT)
-    assert early.all_left()
+    assert daemon.all_left()
 
 
 def test_a_rank_that_passed_the_step_and_left_refuses_it(
@@ -207,7 +217,6 @@ def test_a_rank_that_passed_the_step_and_left_refuses_it(
     slow.at(4)
 
     def meanwhile() -> None:
-        assert fast.at(5, patience_seconds=0.01) is Order.NOTHING
         fast.publish(5, Phase.LEFT)
 
     monkeypatch.setattr(fence_module, "barrier", meanwhile)
@@ -274,10 +283,13 @@ def play(
             while target is None:
                 phases = daemon.phases()
                 if all(phase is Phase.LEFT for phase in phases) or finished == ranks:
-                    return
+                    break
                 if all(step is not None or phase is Phase.LEFT for step, phase in zip(daemon.steps(), phases)):
                     target = daemon.propose(ahead, order)
                     ahead = min(64, ahead * 2)
+        while finished < ranks:
+            if daemon.all_left() and daemon.settled():
+                daemon.shut()
 
     def train(rank: int) -> None:
         nonlocal finished
@@ -288,7 +300,8 @@ def play(
                 step += 1
                 if note(rank, side.at(step), step) is Order.STOP:
                     return
-            alive = SimpleNamespace(fence=side, saver=SimpleNamespace(sink=SimpleNamespace(alive=lambda: True)))
+            saver = SimpleNamespace(sink=SimpleNamespace(alive=lambda: True), settle=lambda: None)
+            alive = SimpleNamespace(fence=side, saver=saver)
             while True:
                 order, where = Session.rest(alive, step)  # type: ignore[arg-type]
                 if note(rank, order, where) in (Order.STOP, Order.NOTHING):

@@ -30,7 +30,7 @@ def test_the_protocol_is_sound(lengths: tuple[int, ...], orders: tuple[str, ...]
         ("barrier", False, "is past 2, where another one acts"),
         ("left_ranks_count", False, "is past 2, where another one acts"),
         ("one_at_a_time", False, "is past 2, where another one acts"),
-        ("last_look", False, "where another one acts"),
+        ("obeyed_before_shut", False, "where another one acts"),
         ("patience", True, "is past 2, where another one acts"),
     ],
 )

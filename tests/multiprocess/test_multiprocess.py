@@ -127,7 +127,24 @@ def test_the_elastic_agent_restarts_ranks_in_place(uninterrupted, tmp_path: Path
     nothing_left(folder, memory)
 
 
-@pytest.mark.parametrize("events", ["1:12:0:TERM:parent", "1:12:1:TERM:self", "1:12:1:USR2:self", "1:12:0:USR1:parent"])
+@pytest.mark.parametrize("damaged", ["shards", "arenas"])
+def test_ranks_go_on_from_memory(damaged: str, uninterrupted, tmp_path: Path) -> None:
+    """Ranks that are started again on their node take the snapshot from its memory, and the disk's bytes only where
+    those in memory are damaged: whichever of both was overwritten, the run ends bit for bit the same, and no
+    checkpoint is put aside."""
+    folder, memory = tmp_path / "run", tmp_path / "memory"
+    memory.mkdir()
+    command = with_daemon(2, "--in-place", "2", "--max-restarts", "0")
+    done = launch(folder, command, memory, EVENTS="1:16:1:KILL:self", DAMAGE=damaged)
+    assert done.returncode == 0, done.stderr
+    assert [life["ended"]["how"] for life in lives(folder)] == ["died", "finished"]
+    assert lives(folder)[1]["began"]["step"] == 14
+    assert not (folder / "aside").exists()
+    assert_same(folder, uninterrupted(2))
+    nothing_left(folder, memory)
+
+
+@pytest.mark.parametrize("events", ["1:12:0:TERM:parent", "1:12:1:USR2:self", "1:12:0:USR1:parent"])
 def test_plain_torchrun_stops_all_ranks_at_one_step(events: str, uninterrupted, tmp_path: Path) -> None:
     """Without a daemon a signal to torchrun or to any rank makes all ranks save one step, and leave."""
     folder, memory = tmp_path / "run", tmp_path / "memory"
@@ -158,7 +175,8 @@ def test_plain_torchrun_survives_a_killed_rank(uninterrupted, tmp_path: Path) ->
     """SIGKILL to one rank: the same command again goes on from the last committed checkpoint."""
     folder, memory = tmp_path / "run", tmp_path / "memory"
     memory.mkdir()
-    assert launch(folder, torchrun(2), memory, EVENTS="1:19:1:KILL:self").returncode != 0
+    killed = launch(folder, torchrun(2), memory, EVENTS="1:19:1:KILL:self", COMMITTED="14")
+    assert killed.returncode != 0
     assert launch(folder, torchrun(2), memory).returncode == 0
     assert lives(folder)[1]["began"]["step"] == 14
     assert_same(folder, uninterrupted(2))
@@ -190,3 +208,20 @@ def test_another_number_of_ranks_sees_the_same_samples(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert len(metrics(folder)) == STEPS
     assert [life["world_size"] for life in lives(folder)] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    "command", [["autoresume", "run", "--nproc", "2"], torchrun(2)[:-1]], ids=["daemon", "torchrun"]
+)
+def test_a_save_needs_no_word_between_ranks(command: list[str], tmp_path: Path) -> None:
+    """Once the ranks know that their data are dealt out evenly, a save of an unchanged layout does no collective: all
+    call the checkpoint the same without asking, and it is committed."""
+    script = str(Path(__file__).with_name("counting.py"))
+    done = launch(tmp_path / "run", [*command, script], tmp_path, TOLD=str(tmp_path / "told"))
+    assert done.returncode == 0, done.stderr
+    for rank in range(2):
+        saves, told = map(int, (tmp_path / f"told-{rank}").read_text().split())
+        assert saves > 3
+        assert told == 0
+    assert len(list((tmp_path / "run").glob("checkpoints/*/manifest.json"))) == 3
+    assert "not saved" not in done.stderr

@@ -2,11 +2,18 @@
 
 EVENTS is a list of incarnation:step:rank:signal:target, for example "1:12:1:KILL:self 2:20:0:TERM:parent".
 Targets are self, parent (torchrun, or the launcher) and daemon.
+
+DAMAGE says what of the last life's snapshots is overwritten before ranks that torchrun starts again read it: "shards"
+on the disk, or "arenas" in memory.
+
+COMMITTED says which step's checkpoint has to be committed before a signal is sent.
 """
 
 import os
 import random
 import signal
+import time
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -16,6 +23,8 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.data import Dataset
 
 from autoresume import Run, autoresume
+
+sent: list[str] = []
 
 
 class Points(Dataset):
@@ -36,10 +45,34 @@ def target(word: str) -> int:
 
 
 def provoke(run: Run) -> None:
+    """Each event once, at its step or, if this life began later, at its first one; slowly from then on, so that the
+    training does not end before it is stopped."""
     for event in os.environ.get("EVENTS", "").split():
         life, step, rank, name, where = event.split(":")
-        if (int(life), int(step), int(rank)) == (run.incarnation, run.step_count, run.rank):
-            os.kill(target(where), signal.Signals[f"SIG{name}"])
+        if (int(life), int(rank)) == (run.incarnation, run.rank) and run.step_count >= int(step):
+            if event not in sent:
+                sent.append(event)
+                await_commit()
+                os.kill(target(where), signal.Signals[f"SIG{name}"])
+            time.sleep(0.05)
+
+
+def await_commit() -> None:
+    if step := os.environ.get("COMMITTED"):
+        while not list(Path(os.environ["AUTORESUME_RUN_DIR"]).glob(f"checkpoints/*_U{step}_*/manifest.json")):
+            time.sleep(0.01)
+
+
+def damage() -> None:
+    memory = Path(os.environ["AUTORESUME_NODE_FOLDER"])
+    while list(memory.glob("sealed-*")):
+        time.sleep(0.01)
+    shards = Path(os.environ["AUTORESUME_RUN_DIR"]).glob("checkpoints/*/shards/*")
+    found = list(shards if os.environ["DAMAGE"] == "shards" else memory.glob("arena-*"))
+    assert found
+    for path in found:
+        with open(path, "r+b") as file:
+            file.write(os.urandom(path.stat().st_size))
 
 
 @autoresume(save_every="7 steps", backend="gloo", keep=2)
@@ -68,4 +101,6 @@ def main(run: Run) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    if os.environ.get("DAMAGE") and os.environ["TORCHELASTIC_RESTART_COUNT"] == "1" and os.environ["RANK"] == "0":
+        damage()
     main()

@@ -23,7 +23,8 @@ from autoresume.checkpoint import incarnation
 from autoresume.checkpoint.incarnation import Incarnation
 from autoresume.checkpoint.persist import Snapshot
 from autoresume.errors import EXIT_INTERRUPTED
-from autoresume.format.manifest import Chunk
+from autoresume.format.digest import canonical
+from autoresume.format.manifest import Chunk, chunks_json
 from autoresume.format.names import CheckpointName
 from autoresume.format.tensorfile import Entry, lay_out
 from autoresume.handoff.arena import Arena
@@ -60,7 +61,9 @@ class FakeRank:
         self.options = chosen
         self.rank = int(os.environ.get("RANK", "0"))
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        self.life = int(os.environ.get("FAKE_LIFE", "1"))
+        self.slot = int(os.environ.get("LOCAL_RANK", "0"))
+        self.local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self.life = int(os.environ.get("FAKE_LIFE") or os.environ.get("AUTORESUME_ROUND", "1"))
         self.folder: Path = chosen.folder
         self.storage = LocalStorage(self.folder / "run")
         self.trap = SignalTrap([signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
@@ -79,24 +82,24 @@ class FakeRank:
     # -- the beginning ----------------------------------------------------------------------------
 
     def begin(self) -> None:
-        self.number = self._number()
         pid, started = incarnation.this_process()
-        self.note("began", pid=pid, number=self.number)
         self.mailbox.send(
-            f"hello-{self.rank}",
+            f"hello-{self.slot}",
             {
                 "pid": pid,
                 "started": started,
                 "rank": self.rank,
-                "local_world_size": self.world_size,
+                "local_world_size": self.local_world_size,
                 "run_folder": str(self.storage.root),
-                "incarnation": self.number,
-                "keep": [self.options.keep, None, None],
+                "keep": {"last": self.options.keep},
                 "grace": 30.0,
             },
         )
-        self._wait(lambda: (self.mailbox.receive(f"welcome-{self.rank}") or {}).get("pid") == pid)
-        self.fence = RankFence(self.mailbox.folder / "fence", self.rank)
+        self._wait(lambda: (self.mailbox.receive(f"welcome-{self.slot}") or {}).get("pid") == pid)
+        self.number = self._number()
+        self.mailbox.send(f"claimed-{self.slot}", {"number": self.number})
+        self.note("began", pid=pid, number=self.number, node=os.environ.get("SLURMD_NODENAME"))
+        self.fence = RankFence(self.mailbox.folder / "fence", self.slot)
         self.sink = DaemonSink(self.mailbox, self.storage.root, self.daemon, incarnation.process_lives)
 
     def _number(self) -> int:
@@ -153,11 +156,20 @@ class FakeRank:
             if step == self.options.at and self.rank == self.options.rank and self.life == 1:
                 self._accident(step)
         self.fence.publish(step, Phase.LEFT)
-        self._wait(self.fence.all_left)
+        self._wait(lambda: self._rests(step))
         name = self._save(step)
         self._wait(lambda: self.storage.size(name.manifest) is not None)
         self._end("finished", step, "the script came to its end")
         sys.exit(0)
+
+    def _rests(self, step: int) -> bool:
+        """As Session.rest: obey what the others are still to reach; True when nothing comes any more."""
+        closed = self.fence.closed()
+        order = self.fence.at_rest(step)
+        if order:
+            self._save(step)  # under its own step, which is the last of all
+            self.note("acted", step=step, order=order.name)
+        return closed and not order
 
     def _keep_step(self, step: int) -> None:
         """Ranks that train together end their steps together, since each waits for all gradients."""
@@ -224,8 +236,8 @@ class FakeRank:
             world_size=self.world_size,
             time=round(time.time(), 3),
             image=image,
-            chunks=(chunk,),
-            tree={"step": step},
+            chunks=chunks_json([chunk]),
+            tree=canonical({"step": step}),
             about={"world_size": self.world_size},
             attachments=attachments,
         )
@@ -240,13 +252,13 @@ class FakeRank:
                 if not self.sink.busy(arena):
                     return arena
             if len(self.arenas) < 2:
-                path = self.mailbox.folder / f"arena-{self.rank:05d}-{time.monotonic_ns():x}"
+                path = self.mailbox.folder / f"arena-{self.slot:05d}-{time.monotonic_ns():x}"
                 self.arenas.append(Arena(size, path))
                 return self.arenas[-1]
             time.sleep(0.002)
 
     def _end(self, how: str, step: int, why: str) -> None:
-        self.mailbox.send(f"bye-{self.rank}", {"how": how, "step": step, "why": why, "time": time.time()})
+        self.mailbox.send(f"bye-{self.slot}", {"how": how, "step": step, "why": why, "time": time.time()})
         self.note("bye", how=how, step=step)
         self.sink.close()
         for arena in self.arenas:

@@ -154,7 +154,8 @@ class Node:
         found = []
         for name in listing(self.storage):
             if judge(self.storage, name, "fa4e4a4c0001").committed:
-                assert verify(self.storage, name, "fa4e4a4c0001") is None
+                problem = verify(self.storage, name, "fa4e4a4c0001")
+                assert problem is None, f"{name}: {problem}"
                 found.append(name)
         return found
 

@@ -254,11 +254,11 @@ def test_a_save_that_is_due_is_taken_once_by_all(node: Node, skew: float) -> Non
 def test_every_save_is_taken_by_all_or_none(node: Node) -> None:
     """With a save wished at each boundary: no rank ever saves alone, and each save is a committed checkpoint."""
     ended = node.run(
-        "--steps", 100, "--wish", "always", "--at", 10, "--lockstep", "--skew", "0.002", "--keep", 1000, ranks=3
+        "--steps", 50, "--wish", "always", "--at", 10, "--lockstep", "--skew", "0.002", "--keep", 1000, ranks=3
     )
     assert ended.code == 0, ended.err
     assert node.acted(0) == node.acted(1) == node.acted(2)
-    assert set(node.steps_saved()) == {100, *(step for step, _ in node.acted())}
+    assert set(node.steps_saved()) == {50, *(step for step, _ in node.acted())}
 
 
 def test_a_stop_is_not_replaced_by_a_save(node: Node) -> None:
@@ -376,3 +376,31 @@ def test_rubbish_in_memory_stops_nobody(node: Node) -> None:
     os.utime(root / "node-2-old", (1, 1))
     adopt(root)
     assert [path.name for path in root.iterdir()] == ["node-3-young"]
+
+
+# -- several nodes ----------------------------------------------------------------------------------
+
+
+def test_a_signal_while_nodes_are_missing(node: Node) -> None:
+    """A job that is preempted before all its nodes have come was interrupted, and asks for its requeue as any other."""
+    meeting = node.folder / "meet"
+    command = [
+        sys.executable,
+        "-m",
+        "autoresume",
+        "node",
+        "--nodes",
+        "2",
+        "--node-rank",
+        "0",
+        "--meeting",
+        str(meeting),
+    ]
+    daemon = node.start([*command, "--", sys.executable, "-c", SLEEPER, str(node.folder)])
+    wait_until((meeting / "coordinator.json").exists, what="the first node to wait")
+    daemon.terminate()
+    ended = node.wait(daemon)
+    assert ended.code == 75, ended.err
+    assert "signal; the same command goes on from the last checkpoint" in ended.err
+    assert not (meeting / "coordinator.json").exists()
+    node.assert_nothing_is_left()

@@ -49,12 +49,23 @@ def parse(line: str) -> tuple[float, Event]:
     event: Event = {
         "Signalled": lambda: policy.Signalled(given["why"], float(given["grace"])),
         "Wished": policy.Wished,
-        "Tick": lambda: policy.Tick(yes["ready"], yes["idle"]),
+        "Tick": lambda: policy.Tick(
+            yes["ready"],
+            yes["idle"],
+            float(given.get("silent", 0)),
+            float(given.get("hang", "inf")),
+            float(given.get("cost", 0)),
+            yes.get("busy", False),
+        ),
+        "Limit": lambda: policy.Limit(None if given["end"] == "none" else float(given["end"]), float(given["lead"])),
+        "NodeLost": lambda: policy.NodeLost(int(given["node"]), given["why"]),
         "Proposed": lambda: policy.Proposed(None if given["target"] == "none" else int(given["target"])),
         "RankDied": lambda: policy.RankDied(int(given["rank"])),
         "LifeOver": policy.LifeOver,
         "Greeted": policy.Greeted,
-        "LauncherExited": lambda: policy.LauncherExited(int(given["code"]), yes.get("finished", False)),
+        "LauncherExited": lambda: policy.LauncherExited(
+            int(given["code"]), yes.get("finished", False), yes.get("interrupted", False)
+        ),
     }[match.group(2)]()
     return float(match.group(1)), event
 
@@ -76,6 +87,7 @@ happenings = st.one_of(
     st.builds(policy.Signalled, why=st.sampled_from(["SIGTERM", "SIGUSR1"]), grace_seconds=GRACE),
     st.just(policy.Wished()),
     st.builds(policy.RankDied, rank=st.integers(0, 3)),
+    st.builds(policy.NodeLost, node=st.integers(0, 3), why=st.just("its line broke")),
     st.just(policy.LifeOver()),
     st.just(policy.Greeted()),
     st.builds(policy.LauncherExited, code=st.sampled_from([0, 1, 75, 137]), finished=st.booleans()),
@@ -166,11 +178,13 @@ def test_a_second_signal_changes_nothing(row: list[tuple[float, Event, int | Non
 
 @given(rows)
 def test_nobody_is_stopped_or_killed_without_a_reason(row: list[tuple[float, Event, int | None]]) -> None:
-    """Ranks are told to stop only after a signal, and killed only after a signal or a death among them."""
+    """Ranks are told to stop only after a signal, and killed only after a signal, or a death or a loss among them."""
     signalled = died = False
     for moment in live(row):
         signalled = signalled or isinstance(moment.event, policy.Signalled)
-        died = (died or isinstance(moment.event, policy.RankDied)) and not isinstance(moment.event, BETWEEN_LIVES)
+        died = (died or isinstance(moment.event, (policy.RankDied, policy.NodeLost))) and not isinstance(
+            moment.event, BETWEEN_LIVES
+        )
         for action in moment.actions:
             assert action.order is not Order.STOP or signalled
             assert action.kind is not Kind.KILL_ALL or signalled

@@ -47,6 +47,17 @@ def test_side_files_are_never_newer_than_the_state(stage: Stage) -> None:
     stage.compare("ending.py", nasty=["KILL@3", "KILL@6", "KILL@8"], save_every="2")
 
 
+def test_one_run_in_tensorboard(stage: Stage) -> None:
+    """Whatever a script calls its attempts, and after any interruption, TensorBoard has one run with each step once."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    _, torn = stage.compare("ending.py", nasty=["TERM@2", "KILL@5"], save_every="1", AUTORESUME_LOGGERS="tensorboard")
+    (folder,) = {path.parent for path in torn.folder.rglob("events.out.tfevents.*")}
+    events = EventAccumulator(str(folder)).Reload().Scalars("loss")
+    assert [event.step for event in events] == list(torn.metrics)
+    assert [event.value for event in events] == pytest.approx([values["loss"] for values in torn.metrics.values()])
+
+
 def test_a_script_without_main(stage: Stage) -> None:
     """autoresume.start(): finished by run.finish(), after which a start says so and leaves with 0. A script that
     ends without it, or by an exception, is recorded as that, and goes on when it is started again."""
@@ -66,7 +77,7 @@ def test_a_script_without_main(stage: Stage) -> None:
     assert (len(finished.incarnations()), finished.metrics) == (1, metrics)
 
 
-@pytest.mark.parametrize("kind", ["run", "batches", "other"])
+@pytest.mark.parametrize("kind", ["run", "batches", "other", "held"])
 def test_a_signal_to_the_whole_process_group(stage: Stage, kind: str) -> None:
     """SIGTERM that reaches data workers as well, as a batch system sends it: workers of run.loader and of run.batches
     live on until the boundary; where a loader that autoresume never saw loses its workers, the run is interrupted,
@@ -143,10 +154,32 @@ def test_the_script_s_own_failures(stage: Stage) -> None:
     assert place.run("errors.py", NASTY="TERM@2").code == INTERRUPTED
     fails = place.run("errors.py", "fails")
     assert (fails.code, "ValueError: the script's own mistake" in fails.err) == (1, True)
-    exits = place.run("errors.py", "exits")
+    exits = place.run("errors.py", "exits", AUTORESUME_SAVE_EVERY="1")
     assert exits.code == 0
-    assert "unfinished" in exits.err
-    assert [record["ended"]["how"] for record in place.incarnations()] == ["interrupted", "failed", "ended"]
+    assert "left by itself after step 3, without run.finish(): it is unfinished" in exits.err
+    ends = [(record["ended"]["how"], record["ended"]["step"]) for record in place.incarnations()]
+    assert ends == [("interrupted", 2), ("failed", 2), ("ended", 3)]
+    again = place.run("errors.py")
+    assert (again.code, "goes on after step 3" in again.err) == (0, True)
+    assert len(place.metrics) == 4
+
+
+def test_a_script_that_leaves_when_it_has_enough(stage: Stage) -> None:
+    """sys.exit(0) after run.finish() is an end: nothing goes on afterwards."""
+    place = stage.place("run")
+    assert place.run("errors.py", "enough").code == 0
+    again = place.run("errors.py")
+    assert (again.code, "is finished: it ended after step 3" in again.err) == (0, True)
+    assert [record["ended"]["how"] for record in place.incarnations()] == ["finished"]
+
+
+def test_a_handler_that_leaves(stage: Stage) -> None:
+    """A script's own handler of the stop signal that calls sys.exit(0) does not make an interrupted run look like a
+    success: exit code 75, and it goes on."""
+    place = stage.place("run")
+    left = place.run("errors.py", "handles", NASTY="TERM@3", AUTORESUME_SAVE_EVERY="1")
+    assert left.code == INTERRUPTED
+    assert [record["ended"]["how"] for record in place.incarnations()] == ["interrupted"]
     assert place.run("errors.py").code == 0
     assert len(place.metrics) == 4
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
-from .harness import Stage
+from .harness import SCRIPTS, Stage, assert_same, environment
 
 
 @pytest.mark.parametrize("group", ["own", "backend", "none"])
@@ -31,6 +34,15 @@ def test_objects_of_one_rank(stage: Stage) -> None:
     assert one["ema"] != two["ema"]
 
 
+def test_a_promise_that_does_not_hold(stage: Stage) -> None:
+    """An EMA that is tracked as replicated(...) but differs from rank to rank is not cut into pieces of each: it is
+    found out, said, and kept for each rank."""
+    whole, torn = stage.compare("ddp.py", "own", "promise", nasty=["TERM@3", "KILL@8"], ranks=2, save_every="2")
+    one, two = whole.final.values()
+    assert one["ema"] != two["ema"], "the trap is not set"
+    assert "should be equal on all ranks differ, e.g. ema/" in torn.folder.joinpath("err-0").read_text()
+
+
 def test_values_of_one_rank(stage: Stage) -> None:
     """A list that grows in run.state of rank 1 alone comes back there, and nowhere else."""
     stage.compare("ddp.py", "backend", "late", nasty=["TERM@3", "TERM@7@1"], ranks=2, save_every="2")
@@ -46,3 +58,28 @@ def test_three_ranks_sum_in_the_same_order(stage: Stage) -> None:
     """With three ranks, the order in which DDP sums gradients shows in their bits, and DDP changes it after the
     first step of a process: a resumed process sums as the undisturbed one does."""
     stage.compare("rings.py", nasty=["TERM@2", "TERM@5"], ranks=3)
+
+
+@pytest.mark.parametrize("who", ["0", "1"])
+def test_uneven_inputs(stage: Stage, who: str) -> None:
+    """Ranks that are in different epochs at the same step, one of which leaves its loop long before the other: a stop
+    before and after that is committed, and both go on from there."""
+    nasty = [f"TERM@3@{who}", "TERM@9@1"]
+    _, torn = stage.compare("uneven.py", "3", nasty=nasty, ranks=2)
+    began = [record["began"]["step"] for record in torn.incarnations()]
+    assert (began[1], 9 <= began[2] < 12) == (4, True), "from where they were stopped, and not from earlier"
+
+
+def test_uneven_inputs_with_the_daemon(stage: Stage) -> None:
+    """The same under `autoresume run`: the stop comes through the daemon to a rank that waits at its end, too."""
+    whole, torn = stage.place("whole"), stage.place("torn")
+    whole.live("uneven.py", "40", ranks=2)
+    torn.folder.mkdir()
+    command = [sys.executable, "-m", "autoresume", "run", "--nproc", "2", str(SCRIPTS / "uneven.py"), "40"]
+    variables = environment(NASTY="TERM@9@1", WAIT="1", AUTORESUME_MEMORY=str(torn.folder))
+    done = subprocess.run(command, cwd=torn.folder, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert_same(whole, torn)
+    records = torn.incarnations()
+    assert [record["ended"]["how"] for record in records] == ["interrupted", "finished"]
+    assert 9 <= records[1]["began"]["step"] < 160

@@ -23,7 +23,7 @@ def test_every_kind_of_object_after_a_kill(stage: Stage) -> None:
 @pytest.mark.parametrize("what", ["optimizer", "ema", "meta"])
 def test_late_objects(stage: Stage, what: str) -> None:
     """An optimizer made in the loop, an EMA that begins at the fourth step, a model without memory until it is
-    materialised: restoring waits for them, at every border."""
+    materialised and initialised: restoring waits for them, at every border, and what that draws leaves no trace."""
     stage.compare("late.py", what, nasty=EACH_STEP)
 
 

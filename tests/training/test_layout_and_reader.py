@@ -22,13 +22,16 @@ from hypothesis import strategies as st
 from autoresume.checkpoint.commit import commit_if_complete
 from autoresume.checkpoint.persist import Snapshot, persist
 from autoresume.errors import CheckpointInvalid, StateError
+from autoresume.format.digest import canonical
 from autoresume.format.manifest import Manifest
 from autoresume.format.names import CheckpointName, pickle_file
 from autoresume.storage import LocalStorage
+from autoresume.storage.reading import OpenFile
 from autoresume.training.agreement import Ranks
-from autoresume.training.layout import execute, make_plan, shares, signature
+from autoresume.training.copies import copy_all
+from autoresume.training.layout import Plan, make_plan, shares, signature
 from autoresume.training.reader import Box, CheckpointReader
-from autoresume.training.restore import boxes, choose_and_read, load
+from autoresume.training.restore import choose_and_read, load
 from autoresume.training.state import Leaf, capture, decode, references
 
 shared = settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
@@ -65,6 +68,11 @@ def bits(tensor: torch.Tensor) -> tuple[torch.dtype, tuple[int, ...], bytes]:
     return tensor.dtype, tuple(tensor.shape), plain.view(torch.uint8).numpy().tobytes() if plain.numel() else b""
 
 
+def copy(plan: Plan, leaves: list[Leaf], image: memoryview) -> None:
+    image[: len(plan.layout.header)] = plan.layout.header
+    copy_all(plan.copies, [leaf.tensor for leaf in leaves], image)
+
+
 def write(
     storage: LocalStorage,
     leaves: list[list[Leaf]],
@@ -77,12 +85,14 @@ def write(
     for rank in range(world_size):
         plan = make_plan(leaves[rank], rank, world_size, {"format": "pt"})
         image = memoryview(mmap.mmap(-1, max(1, plan.bytes)))[: plan.bytes]
-        execute(plan, leaves[rank], image)
+        copy(plan, leaves[rank], image)
         files = {key: (pickle_file(rank, key), data) for key, data in (attachments or {}).items()}
         tree = trees[rank] if trees else {}
         persist(
             storage,
-            Snapshot("run", NAME, rank, world_size, 1.0, image, plan.chunks, tree, {"rank": rank}, files),
+            Snapshot(
+                "run", NAME, rank, world_size, 1.0, image, plan.chunks_json, canonical(tree), {"rank": rank}, files
+            ),
             lambda: None,
         )
     manifest = commit_if_complete(storage, NAME, lambda: None)
@@ -310,11 +320,11 @@ def test_a_plan_is_used_again_for_other_values(folder: Path) -> None:
     leaves = [spec.leaf(0, 0, 1)]
     plan = make_plan(leaves, 0, 1, {})
     image = memoryview(mmap.mmap(-1, plan.bytes))
-    execute(plan, leaves, image)
+    copy(plan, leaves, image)
     leaves[0].tensor.mul_(2)
     assert signature(leaves) == plan.signature
     again = memoryview(mmap.mmap(-1, plan.bytes))
-    execute(plan, leaves, again)
+    copy(plan, leaves, again)
     assert bytes(image[:4096]) == bytes(again[:4096])
     assert bytes(image[4096:]) == bits(spec.whole(0, 0))[2]
     assert bytes(again[4096:]) == bits(spec.whole(0, 0) * 2)[2]
@@ -549,7 +559,7 @@ def saved(storage: Storage, objects: dict[str, Any]) -> Manifest:
 
 
 def restore_into(storage: Storage, objects: dict[str, Any]) -> None:
-    found = choose_and_read(storage, "run", Ranks(), lambda: None, lambda: boxes(objects))
+    found = choose_and_read(storage, "run", Ranks(), lambda: None, objects)
     assert found is not None
     for name, target in objects.items():
         load(name, target, found.states[name])
@@ -630,19 +640,54 @@ def test_only_the_blocks_that_hold_what_is_wanted_are_read(
     """A rank that needs one tensor reads the blocks that it lies in, once each, and no others."""
     storage, manifest, _ = written
     read = []
-    original = storage.read
+    original = OpenFile.fill
 
-    def noted(name: str, into: memoryview | None = None, offset: int = 0) -> bytes:
-        if into is not None:
-            read.append(offset)
-        return original(name, into, offset)
+    def noted(self: OpenFile, begin: int, *arguments: Any) -> Iterator[memoryview]:
+        read.append(begin)
+        return original(self, begin, *arguments)
 
-    monkeypatch.setattr(storage, "read", noted)
+    monkeypatch.setattr(OpenFile, "fill", noted)
     reader = CheckpointReader(storage, manifest, 0)
     for wanted, blocks in ((["first"], [0]), (["second"], [0, 1, 2]), (["small"], [2]), (["first", "small"], [0, 2])):
         read.clear()
         reader.read(dict.fromkeys(wanted))
         assert sorted(read) == [block * 8 * MIB for block in blocks]
+
+
+@pytest.mark.parametrize(
+    ("rank", "rows", "parts"),
+    [
+        pytest.param(3, (6, 2), [0, 3], id="its own"),
+        pytest.param(3, (6, 1), [0, 3], id="less than its own"),
+        pytest.param(3, (5, 2), [0, 1, 2, 3, 4], id="another's as well"),
+        pytest.param(3, (0, 10), [0, 1, 2, 3, 4], id="everything"),
+        pytest.param(0, (0, 2), [0], id="rank 0's own"),
+        pytest.param(5, (0, 2), [0, 1, 2, 3, 4], id="a rank that did not exist then"),
+    ],
+)
+def test_only_the_parts_that_are_needed_are_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, rank: int, rows: tuple[int, int], parts: list[int]
+) -> None:
+    """A rank whose own part holds what it wants reads no other but rank 0's: N ranks would read N parts each."""
+    storage, whole = Storage(folder), torch.arange(20.0).view(10, 2)
+    pieces = [
+        Leaf("w", whole[2 * one : 2 * one + 2].clone(), "float32", (10, 2), (2 * one, 0), split=False, shared=True)
+        for one in range(5)
+    ]
+    manifest = write(storage, [[piece] for piece in pieces])
+    read: list[str] = []
+    original = storage.read
+
+    def noted(name: str, into: memoryview | None = None, offset: int = 0) -> bytes:
+        read.append(name)
+        return original(name, into, offset)
+
+    monkeypatch.setattr(storage, "read", noted)
+    reader = CheckpointReader(storage, manifest, rank)
+    assert reader.describe("w").shape == (10, 2)
+    found = reader.read({"w": ((rows[0], 0), (rows[1], 2))})["w"]
+    assert found.equal(whole[rows[0] : rows[0] + rows[1]])
+    assert sorted(set(read) & {NAME.part(one) for one in range(5)}) == [NAME.part(one) for one in parts]
 
 
 @pytest.mark.parametrize(
@@ -682,8 +727,8 @@ def test_overlapping_boxes_do_not_hide_a_hole(folder: Path) -> None:
         reader.read({"w": None})
 
 
-def test_a_box_that_two_ranks_stored_is_an_error(folder: Path) -> None:
-    """Two ranks that both stored all of "w", with other values: nobody knows which is meant, so neither is returned.
+def test_of_a_box_that_two_ranks_stored_each_gets_its_own(folder: Path) -> None:
+    """Two ranks both stored all of "w", with other values: each gets back what it stored, and nobody else anything.
 
     So it is with pipeline stages that number their layers from 0 on each, and shard them by themselves.
     """
@@ -692,12 +737,11 @@ def test_a_box_that_two_ranks_stored_is_an_error(folder: Path) -> None:
         for rank in range(2)
     ]
     storage = Storage(folder)
-    try:
-        manifest = write(storage, [[leaf] for leaf in leaves])
-    except (CheckpointInvalid, StateError):
-        return
-    with pytest.raises(CheckpointInvalid, match="'w'"):
-        CheckpointReader(storage, manifest, 0).read({"w": None})
+    manifest = write(storage, [[leaf] for leaf in leaves])
+    for rank in range(2):
+        assert CheckpointReader(storage, manifest, rank).read({"w": None})["w"].equal(leaves[rank].tensor)
+    with pytest.raises(CheckpointInvalid, match=r"'w': the same elements are stored by several of the ranks \[0, 1\]"):
+        CheckpointReader(storage, manifest, 2).read({"w": None})
 
 
 def test_attachments_are_verified(written: tuple[Storage, Manifest, dict[str, torch.Tensor]]) -> None:

@@ -28,6 +28,11 @@ def while_it_lasts(run: Run):
         yield -1
 
 
+def endless(loader):
+    while True:
+        yield from loader
+
+
 @autoresume
 def main(run: Run) -> None:
     kind, workers, loop, ahead = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
@@ -40,6 +45,13 @@ def main(run: Run) -> None:
     else:
         loader = run.loader(Stream(), batch_size=4, fetched_ahead=ahead, num_workers=workers)
     run.restore()
+    if loop == "endless":  # across epochs
+        batches = prefetched(endless(loader), ahead)
+        while run.step_count < 12:
+            x = next(batches)
+            run.log(loss=train_step(model, optimizer, x), first=x[0, 0].item())
+            nasty.place(run.step_count + 1)
+            run.step()
     for epoch in run.epochs(3) if loop == "epochs" else while_it_lasts(run):
         for x in prefetched(loader, ahead):
             run.log(loss=train_step(model, optimizer, x), first=x[0, 0].item(), epoch=epoch)

@@ -1,5 +1,5 @@
 """Two ranks. Arguments: who makes the process group ("own", "backend", "none"), and what else is done:
-"plain", "ema" (on rank 0 alone), "evaluate" (on rank 0 alone), "late" (rank 1 has an object of its own)."""
+"plain", "ema" (on rank 0 alone), "promise" (an EMA on each, said to be the same, that isn't), "evaluate" (on rank 0 alone), "late" (rank 1 has an object of its own)."""
 
 import sys
 
@@ -10,7 +10,7 @@ from parts import Model, Numbers, evaluate, train_step
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 
-from autoresume import Run, autoresume
+from autoresume import Run, autoresume, replicated
 
 GROUP, WHAT = sys.argv[1:3]
 
@@ -30,6 +30,9 @@ def main(run: Run) -> None:
     if WHAT == "ema" and run.rank == 0:
         ema = torch.optim.swa_utils.AveragedModel(model.module)
         run.track(ema=ema)
+    if WHAT == "promise":
+        ema = torch.optim.swa_utils.AveragedModel(model.module, use_buffers=True)
+        run.track(ema=replicated(ema))
     torch.manual_seed(10 + run.rank)  # dropout differs
     data = Numbers(28)
     if GROUP == "own":

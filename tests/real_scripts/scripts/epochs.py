@@ -3,12 +3,37 @@
 import sys
 
 import nasty
+import numpy as np
 import torch
 from parts import Model, Numbers, evaluate, train_step
 from torch.utils.data import DataLoader, DistributedSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from autoresume import Run, autoresume
+
+
+class Wrapped:
+    """As frameworks wrap a loader: it has a generator of its own, and can't seek."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        self.base = loader
+
+    def __iter__(self):
+        for batch in self.base:
+            yield batch.double().float()
+
+
+class Drawn(torch.utils.data.Sampler):
+    """A sampler with numpy's generator."""
+
+    def __init__(self, data) -> None:
+        self.data, self.random = data, np.random.default_rng(8)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self):
+        return iter(self.random.permutation(len(self.data)).tolist())
 
 
 def loaders(run: Run, kind: str, workers: int):
@@ -24,6 +49,11 @@ def loaders(run: Run, kind: str, workers: int):
         return StatefulDataLoader(plain, shuffle=True, **options), test
     if kind == "generator":
         return DataLoader(plain, shuffle=True, generator=torch.Generator().manual_seed(5), **options), test
+    if kind == "wrapped":
+        generator = torch.Generator().manual_seed(5)
+        return Wrapped(DataLoader(plain, shuffle=True, generator=generator, **options)), test
+    if kind == "numpy":
+        return DataLoader(plain, sampler=Drawn(plain), **options), test
     if kind == "sampler":
         return DataLoader(plain, sampler=DistributedSampler(plain, 2, 1), **options), test
     if kind == "batch_sampler":

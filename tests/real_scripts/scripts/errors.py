@@ -1,6 +1,7 @@
 """Mistakes, one for each argument; what is told then is the promise. Each is a life of the same small run."""
 
 import os
+import signal
 import sys
 
 import nasty
@@ -59,6 +60,8 @@ def main(run: Run) -> None:
         run.restore()
         run.state.callback = print
     run.restore()
+    if "handles" in wishes:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     for step in run.steps(4):
         environment.steps += environment.reward(step)
         run.log(loss=train_step(model, optimizer, torch.randn(5, 4)), steps=environment.steps)
@@ -67,7 +70,10 @@ def main(run: Run) -> None:
                 fifo.read()
         if "fails" in wishes:
             raise ValueError("the script's own mistake")
-        if "exits" in wishes:
+        if "exits" in wishes and run.step_count == 3:
+            sys.exit(0)
+        if "enough" in wishes and run.step_count == 3:
+            run.finish()
             sys.exit(0)
         nasty.place(run.step_count + 1)
     nasty.finish(model=model, steps=environment.steps)

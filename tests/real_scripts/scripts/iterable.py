@@ -1,4 +1,5 @@
-"""Datasets without places. Arguments: kind ("stateful", "peek", "foreign", "list"), workers."""
+"""Datasets without places. Arguments: kind ("stateful", "peek", "own-peek": in a loop of one's own, "foreign",
+"list", "evaluated": only evaluated on), workers."""
 
 import sys
 
@@ -19,6 +20,11 @@ class Endless(IterableDataset):
             yield torch.rand(4) + number
 
 
+class Fixed(IterableDataset):
+    def __iter__(self):
+        return iter(torch.arange(14.0))
+
+
 @autoresume
 def main(run: Run) -> None:
     kind, workers = sys.argv[1], int(sys.argv[2])
@@ -26,20 +32,25 @@ def main(run: Run) -> None:
     model = Model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     run.track(model=model, optimizer=optimizer)
-    if kind in ("stateful", "peek"):
+    fixed = run.loader(Fixed(), batch_size=4)
+    if kind in ("stateful", "peek", "own-peek"):
         loader = run.loader(Stream(), batch_size=4, num_workers=workers)
     elif kind == "foreign":
         loader = DataLoader(Endless(), batch_size=4, num_workers=workers)
     else:
         loader = [torch.full((4, 4), float(number)) + torch.arange(4.0)[:, None] for number in range(4)]
     for epoch in run.epochs(3):
-        if kind == "peek":
-            assert next(iter(loader)).shape == (4, 4)
-        for x in run.batches(loader):
+        if kind.endswith("peek"):
+            assert next(iter(loader)).shape[1] == 4
+        for x in loader if kind == "own-peek" else run.batches(loader):
             if len(x) < 2:
                 continue
             run.log(loss=train_step(model, optimizer, x), first=x[0, 0].item(), epoch=epoch)
             nasty.place(run.step_count + 1)
+            if kind == "own-peek":
+                run.step()
+            if kind == "evaluated":
+                run.log(seen=sum(len(batch) for batch in fixed))
     nasty.finish(model=model, optimizer=optimizer, steps=run.step_count)
 
 

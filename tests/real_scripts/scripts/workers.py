@@ -1,5 +1,6 @@
 """SIGTERM reaches the whole process group, data workers too. Argument: whose loader has the workers:
-"run" (run.loader), "batches" (a DataLoader under run.batches), "other" (one that autoresume never sees)."""
+"run" (run.loader), "batches" (a DataLoader under run.batches), "other" (one that autoresume never sees), "held" (one
+under run.batches whose workers persist, and which is never given up)."""
 
 import sys
 
@@ -9,6 +10,8 @@ from parts import Model, Numbers, train_step
 from torch.utils.data import DataLoader
 
 from autoresume import Run, autoresume
+
+held = []
 
 
 @autoresume
@@ -21,6 +24,9 @@ def main(run: Run) -> None:
     data = Numbers(40, augment=False)
     if kind == "run":
         loader = run.loader(data, batch_size=4, num_workers=2)
+    elif kind == "held":
+        loader = DataLoader(data, batch_size=4, num_workers=2, persistent_workers=True)
+        held.append(loader)
     else:
         loader = DataLoader(data, batch_size=4, num_workers=2 if kind == "batches" else 0)
     other = iter(DataLoader(data, batch_size=1, num_workers=2)) if kind == "other" else None

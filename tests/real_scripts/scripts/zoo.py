@@ -11,7 +11,22 @@ import torch
 from torch.optim import lr_scheduler as schedulers
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from autoresume import Run, autoresume
+from autoresume import Run, autoresume, pickled
+
+
+class Environment:
+    """Only cloudpickle can store it: its reward is a closure over itself. It draws from generators of its own, one of
+    which the script draws from as well."""
+
+    def __init__(self, generator: np.random.Generator) -> None:
+        self.numpy, self.torch = generator, torch.Generator().manual_seed(6)
+        self.steps = 0
+        self.reward = lambda: self.steps * float(self.numpy.random()) + torch.rand(1, generator=self.torch).item()
+
+    def step(self) -> float:
+        self.steps += 1
+        return self.reward()
+
 
 OPTIMIZERS = {
     "Adadelta": {},
@@ -73,12 +88,15 @@ def main(run: Run) -> None:
     generators = {"g_torch": torch.Generator().manual_seed(1), "g_numpy": np.random.default_rng(2)}
     generators |= {"g_python": random.Random(3), "g_philox": np.random.Generator(np.random.Philox(4))}
     mine = torch.Generator().manual_seed(5)
+    shared = np.random.default_rng(7)
+    environment = Environment(shared)
 
     run.track(**{f"model_{name}": model for name, model in models.items()})
     run.track(**{f"optimizer_{name}": optimizer for name, optimizer in optimizers.items()})
     run.track(**{f"schedule_{name}": scheduler for name, scheduler in scheduled.items()})
     run.track(parameters=parameters, **{f"stepped{index}": optimizer for index, optimizer in enumerate(stepped)})
     run.track(scaler=scaler, ema=ema, **generators, conv=nets, adam=adam, later=later, idle=idle)
+    run.track(environment=pickled(environment))
     state = run.state
     state.mine = mine  # the script's own name for it stays good
     state.array, state.tensor = np.zeros((3, 2)), torch.zeros(2, dtype=torch.bfloat16)
@@ -121,6 +139,7 @@ def main(run: Run) -> None:
         draws = [torch.rand(1, generator=generators["g_torch"]).item(), float(generators["g_numpy"].random())]
         draws += [generators["g_python"].random(), float(generators["g_philox"].normal())]
         draws += [torch.rand(1, generator=mine).item(), random.random(), float(np.random.rand())]
+        draws += [environment.step(), float(shared.random())]
         state.array[step % 3] += draws[0]  # in place: what comes back must be writable
         state.tensor += 1
         state.list.append(step)

@@ -1,0 +1,1 @@
+"""What saving, restoring and stopping cost, against the machine's limits and against others who do the same."""

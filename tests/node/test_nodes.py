@@ -1,0 +1,91 @@
+"""Several nodes as they are in life: a daemon each, with a rank below it; on one machine, without Slurm and torch."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+
+from autoresume.checkpoint.incarnation import Incarnation
+
+from .harness import HERE, Node, wait_until
+
+
+def start(node: Node, count: int, *arguments: Any, spares: int = 0, grace: float = 20.0) -> list[subprocess.Popen[str]]:
+    """A daemon on each of the nodes n0, n1, ..., and a fake rank below those that train."""
+    made = []
+    for number in range(count):
+        command = [sys.executable, "-m", "autoresume", "node", "--nodes", str(count), "--node-rank", str(number)]
+        command += [
+            "--spares",
+            str(spares),
+            "--meeting",
+            str(node.folder / "meet"),
+            "--grace",
+            str(grace),
+            "--restarts",
+        ]
+        rank = [
+            sys.executable,
+            str(HERE / "fake_rank.py"),
+            "--folder",
+            str(node.folder),
+            "--lockstep",
+            *map(str, arguments),
+        ]
+        made.append(node.start([*command, "--", *rank], SLURMD_NODENAME=f"n{number}"))
+    return made
+
+
+def codes(node: Node, daemons: list[subprocess.Popen[str]]) -> list[int]:
+    return [node.wait(daemon).code for daemon in daemons]
+
+
+def say(node: Node, daemons: list[subprocess.Popen[str]]) -> str:
+    return "\n".join(node.err(daemon) for daemon in daemons)
+
+
+@pytest.mark.parametrize("hit", [0, 1])
+def test_a_signal_on_any_node_stops_the_ranks_of_all_at_one_step(node: Node, hit: int) -> None:
+    """They act at the same step, which is one committed checkpoint; all daemons leave with 75, and leave nothing."""
+    daemons = start(node, 2, "--save-every", 10)
+    wait_until(lambda: node.steps_are_made(ranks=2), what="both ranks to train")
+    daemons[hit].send_signal(signal.SIGUSR1)
+    assert codes(node, daemons) == [75, 75], say(node, daemons)
+    ((step, order),) = node.acted(0)
+    assert (order, node.acted(1)) == ("STOP", [(step, "STOP")])
+    assert node.checkpoints()[0].step == step
+    assert node.ended() == ("interrupted", step, "SIGUSR1 received")
+    node.assert_nothing_is_left()
+
+
+def test_a_bad_node_is_spared(node: Node) -> None:
+    """The second life that comes to a bad end on a node is the last there: the spare one takes its place."""
+    first = Incarnation(
+        number=1, run_id="fa4e4a4c0001", host="n1", boot="b", processes=[(1, 1.0)], world_size=2, command=["x"],
+        began={"time": time.time(), "step": 0},
+        ended={"time": time.time(), "how": "died", "step": 5, "why": "killed", "cause": "killed", "node": "n1"},
+    )  # fmt: skip
+    node.storage.create("incarnations/0001.json", first.to_bytes())
+    daemons = start(node, 3, "--steps", 60, "--save-every", 10, "--accident", "kill", "--at", 30, "--rank", 1, spares=1)
+    assert codes(node, daemons) == [0, 0, 0], say(node, daemons)
+    assert [note["node"] for note in node.notes("began", rank=1)] == ["n1", "n2"]
+    assert [note["node"] for note in node.notes("began", rank=0)] == ["n0", "n0"]
+    ended = [node.record(number).ended or {} for number in (2, 3)]
+    assert [(one["cause"], one["node"]) for one in ended] == [("killed", "n1"), ("finished", None)]
+    node.assert_nothing_is_left()
+
+
+def test_a_lost_node_is_told_by_its_name(node: Node) -> None:
+    """Its daemon is killed, and its rank with it: the others are ended at once, and the record blames that node."""
+    daemons = start(node, 2, "--save-every", 10)
+    wait_until(lambda: node.steps_are_made(ranks=2), what="both ranks to train")
+    daemons[1].kill()
+    assert codes(node, daemons)[0] not in (0, 75), say(node, daemons)
+    ended = node.record().ended or {}
+    assert (ended["cause"], ended["node"]) == ("node failure", "n1")
+    assert "node 1 is lost" in ended["why"]

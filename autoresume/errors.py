@@ -16,6 +16,9 @@ EXIT_HOPELESS = 70
 EXIT_STOPPED = 76
 """From the node daemon alone: interrupted and resumable, but its user asked it to stop: not to be started again."""
 
+EXIT_PORT_TAKEN = 71
+"""From the launcher alone: somebody else took the port at which the nodes were to meet. Another port mends it."""
+
 
 class AutoresumeError(Exception):
     """Base of all errors of autoresume."""

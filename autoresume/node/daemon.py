@@ -22,7 +22,7 @@ from pathlib import Path
 
 from autoresume.checkpoint import incarnation
 from autoresume.checkpoint.retain import Keep
-from autoresume.errors import EXIT_FINISHED, EXIT_HOPELESS, EXIT_INTERRUPTED, EXIT_STOPPED, UsageError
+from autoresume.errors import EXIT_FINISHED, EXIT_HOPELESS, EXIT_INTERRUPTED, EXIT_PORT_TAKEN, EXIT_STOPPED, UsageError
 from autoresume.handoff.mailbox import Mailbox, memory_root
 from autoresume.handoff.signals import SignalTrap
 from autoresume.node import aftermath, brain, link, processes
@@ -37,6 +37,8 @@ from autoresume.node.team import Member, Team
 log = logging.getLogger("autoresume")
 
 _TURN_SECONDS = 0.01
+_MOST_PORTS = 3
+"""So many rounds in a row may find their port taken."""
 _MEETING_SECONDS = 600.0
 _PACE_SECONDS = 1.0
 """How often a node tells node 0 of its steps: an offer's answer tells them at once when it matters."""
@@ -270,7 +272,8 @@ class _Captain:
         cause, cluster = ended.cause, self.daemon.cluster
         notice = self.notice
         if ended.code not in (EXIT_FINISHED, EXIT_INTERRUPTED) and cause is Cause.UNKNOWN and ended.number is None:
-            cause = Cause.START
+            taken = ended.code == EXIT_PORT_TAKEN and self.round <= _MOST_PORTS
+            cause = Cause.COMMUNICATION if taken else Cause.START
         if cause is not Cause.FINISHED and (ended.code == EXIT_INTERRUPTED or notice.over):
             notice = cluster.why_stopped(self.coordinator.state.why)
             cause = notice.cause or cause

@@ -3,15 +3,20 @@
 Law: torchrun answers SIGTERM by killing its workers after 30 seconds, and dies of SIGUSR1. Here it
 passes SIGTERM, SIGUSR1 and SIGUSR2 on to its parent, the node daemon, so that a signal does the same
 whichever process it reaches. It still ends on SIGINT, SIGQUIT, and on SIGHUP, which it gets when the
-daemon dies. This module runs in a process of its own: `python -m autoresume.node.launcher ARGUMENTS`.
+daemon dies. Where somebody else took the port at which the nodes were to meet, it ends with a code of its
+own, since a round on another port mends that. This module runs in a process of its own:
+`python -m autoresume.node.launcher ARGUMENTS`.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 from types import FrameType
+
+from autoresume.errors import EXIT_PORT_TAKEN
 
 
 def main() -> None:
@@ -30,7 +35,16 @@ def main() -> None:
     arguments = sys.argv[1:]
     if "signals_to_handle" in vars(run.get_args_parser().parse_args(["script"])):
         arguments = ["--signals-to-handle", "SIGINT,SIGHUP,SIGQUIT", *arguments]
-    run.main(arguments)
+    from torch.distributed import DistNetworkError
+
+    try:
+        run.main(arguments)
+    except DistNetworkError as error:
+        # Torch tells errno by its name only: "... port: 34247, ... code: -98, name: EADDRINUSE, ..."
+        if errno.errorcode[errno.EADDRINUSE] not in str(error):
+            raise
+        print(f"autoresume: the port at which the nodes were to meet is taken: {error}", file=sys.stderr)
+        sys.exit(EXIT_PORT_TAKEN)
 
 
 if __name__ == "__main__":

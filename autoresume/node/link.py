@@ -12,6 +12,7 @@ import errno
 import hmac
 import json
 import os
+import random
 import secrets
 import select
 import socket
@@ -29,6 +30,8 @@ from autoresume.errors import AgreementError
 MEETING_FILE = "coordinator.json"
 _HANDSHAKE_SECONDS = 10.0
 _CONNECT_SECONDS = 3.0
+_LEAST_PORT, _MOST_PORT = 20000, 65536
+_PORTS_TRIED = 200
 _MOST_BYTES = 1 << 24
 """No message is longer: whoever sends more is no daemon of ours."""
 
@@ -243,8 +246,25 @@ def addresses() -> list[str]:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of this machine that nobody listens at, for a server that starts some seconds later.
+
+    It lies outside the range from which the kernel serves whoever asks for any port (ip(7), ip_local_port_range):
+    one from there would sooner or later be somebody's connection before the server is up. Raises OSError.
+    """
+    low, high = _kernels_ports()
+    ports = [port for port in range(_LEAST_PORT, _MOST_PORT) if not low <= port <= high]
+    random.SystemRandom().shuffle(ports)
+    for port in [*ports[:_PORTS_TRIED], 0]:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            found: int = probe.getsockname()[1]
+            return found
+    raise OSError(errno.EADDRINUSE, "no port is free on this machine")
+
+
+def _kernels_ports() -> tuple[int, int]:
+    try:
+        low, high = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+        return int(low), int(high)
+    except (OSError, ValueError):
+        return 32768, 60999

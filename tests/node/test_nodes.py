@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ from autoresume.checkpoint.incarnation import Incarnation
 from .harness import HERE, Node, wait_until
 
 
-def start(node: Node, count: int, *arguments: Any, spares: int = 0, grace: float = 20.0) -> list[subprocess.Popen[str]]:
-    """A daemon on each of the nodes n0, n1, ..., and a fake rank below those that train."""
+def start(
+    node: Node, count: int, *arguments: Any, spares: int = 0, grace: float = 20.0, before: Sequence[str] = ()
+) -> list[subprocess.Popen[str]]:
+    """A daemon on each of the nodes n0, n1, ..., and a fake rank (started by the command `before`) below those."""
     made = []
     for number in range(count):
         command = [sys.executable, "-m", "autoresume", "node", "--nodes", str(count), "--node-rank", str(number)]
@@ -30,6 +33,7 @@ def start(node: Node, count: int, *arguments: Any, spares: int = 0, grace: float
             "--restarts",
         ]
         rank = [
+            *before,
             sys.executable,
             str(HERE / "fake_rank.py"),
             "--folder",
@@ -89,3 +93,23 @@ def test_a_lost_node_is_told_by_its_name(node: Node) -> None:
     ended = node.record().ended or {}
     assert (ended["cause"], ended["node"]) == ("node failure", "n1")
     assert "node 1 is lost" in ended["why"]
+
+
+def taken(node: Node, last_round: int) -> list[str]:
+    return [sys.executable, str(HERE / "taken.py"), str(last_round), str(node.folder / "ports")]
+
+
+def test_a_port_that_was_taken_meanwhile_is_mended_by_another(node: Node) -> None:
+    """A launcher that could not listen has brought nobody to a step; the next round, on a new port, trains on."""
+    daemons = start(node, 2, "--steps", 30, before=taken(node, 2))
+    assert codes(node, daemons) == [0, 0], say(node, daemons)
+    assert {note["node"] for rank in (0, 1) for note in node.notes("began", rank=rank)} == {"n0", "n1"}
+    assert len(set((node.folder / "ports").read_text().split())) == 2, "each round has a port of its own"
+    node.assert_nothing_is_left()
+
+
+def test_a_port_that_is_always_taken_ends_the_job(node: Node) -> None:
+    """Where the user's own flags name it no other can be tried: it ends, and says so."""
+    daemons = start(node, 2, before=taken(node, 100))
+    assert codes(node, daemons)[0] == 70, say(node, daemons)
+    assert "starting again would not mend that" in say(node, daemons)

@@ -20,6 +20,7 @@ from autoresume import origins
 from autoresume.errors import UsageError
 from autoresume.format import tree
 from autoresume.sources.weights import read_weights
+from autoresume.training.generator import GENERATORS, GeneratorState
 from autoresume.training.restore import read_alone
 
 _SHOWN = 60
@@ -28,8 +29,8 @@ _SHOWN = 60
 
 @dataclass(frozen=True)
 class Difference:
-    """One name. `what`: only in A, only in B, shape, dtype, value. Of tensors that differ in value: how many elements
-    do, by how much at most, and relative to the larger of both."""
+    """One name. `what`: only in A, only in B, shape, dtype, value, pickle. Of tensors that differ in value: how many
+    elements do, by how much at most, and relative to the larger of both."""
 
     name: str
     what: str
@@ -63,11 +64,18 @@ def read(text: str) -> dict[str, Any]:
     for rank in range(manifest.world_size):
         states = read_alone(place.storage, manifest, None if rank == 0 else frozenset({"run"}), rank).states
         prefix = f"rank {rank}: " if rank else ""
+        states = {name: Pickle(value) if isinstance(value, bytes) else value for name, value in states.items()}
         found |= {f"{prefix}{name}": value for name, value in _leaves("", states)}
     return found
 
 
+class Pickle(bytes):
+    """An object that only pickles: it is not made here. The same object may have another pickle."""
+
+
 def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, GENERATORS):
+        value = GeneratorState(value).state_dict()
     if isinstance(value, Mapping) and value:
         for key, item in value.items():
             yield from _leaves(tree.join(path, key), item)
@@ -93,6 +101,8 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:
 
 def _one(name: str, a: Any, b: Any) -> Difference | None:
     one, other = _tensor(a), _tensor(b)
+    if isinstance(a, Pickle) and isinstance(b, Pickle):
+        return None if a == b else Difference(name, "pickle", f"{len(a):,} bytes", f"{len(b):,} bytes")
     if one is None or other is None:
         return None if _equal(a, b) else Difference(name, "value", _words(a), _words(b))
     if one.shape != other.shape:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
+from autoresume import recorder
 from autoresume.beginning import check, folder_of
 from autoresume.command import configure_logging, default_directory, take_restore_arguments
 from autoresume.errors import AutoresumeError, UsageError
@@ -27,6 +28,9 @@ from autoresume.session import Session
 log = logging.getLogger("autoresume")
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+if recorder.VARIABLE in os.environ:
+    recorder.freeze_clock()
 
 _LAUNCH_FOLDER = Path.cwd()
 """Where the script was started: hydra and others change the directory before they call it."""

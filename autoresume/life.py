@@ -29,6 +29,7 @@ from autoresume.generators import Generators
 from autoresume.handoff.fence import Order
 from autoresume.metrics import Metrics
 from autoresume.positions import Positions
+from autoresume.recorder import Recorder
 from autoresume.saves import Saves
 from autoresume.session import Session
 from autoresume.setting import Facts
@@ -65,6 +66,8 @@ class Life:
         self.saves = Saves(session)
         options = session.options
         self._tracing = Tracing(session.folder, session.ranks.rank, options.profile) if options.profile else None
+        self.recorder = Recorder.of_environment(session.ranks.rank)
+        """Of a drill; else None."""
         self._samples_given = False
         self._even = False
         """All ranks know of each other that they stand at the same place at each step."""
@@ -106,6 +109,8 @@ class Life:
         self.metrics.open(self.step, found.manifest.labels if found is not None else None, self.facts.config)
         self._say_hello(found)
         self._settle_contract(found)
+        if self.recorder is not None:
+            self.recorder.restored(self.step, session.number, self.tracked.objects, vars(self.state))
         if session.ranks.rank == 0:
             reach("restore.done")
 
@@ -199,7 +204,11 @@ class Life:
             reduction_order.note()
         if not self.stepped:
             self._note_first_step()
+        if self.recorder is not None:
+            self.recorder.boundary(self.step, self.epoch, self.tracked.objects, vars(self.state))
         order = self.session.boundary(self.step)
+        if self.recorder is not None and self.recorder.over(self.step):
+            order = Order.STOP
         if self._asked_for and order is Order.NOTHING:
             order = Order.SAVE
         self._asked_for = False

@@ -24,9 +24,13 @@ class ResumableRange:
         self.order = 0
         self._resume = value is not None
 
+    def goes_on(self, outer: str) -> bool:
+        """Whether iterating it now, in that turn of the others, enters the turn in which the run was interrupted."""
+        return self._resume and self.outer == outer
+
     def iterate(self, outer: str, *bounds: int, after: Callable[[int], None] | None = None) -> Iterator[int]:
         values = range(*bounds)
-        begin = self._begin(values) if self._resume and self.outer == outer else 0
+        begin = self._begin(values) if self.goes_on(outer) else 0
         self._resume, self.outer = False, outer
         try:
             for value in values[begin:]:
@@ -80,6 +84,7 @@ class Ranges:
         if name not in self._ranges:
             state = self._waiting.pop(name, {"value": None, "outer": ""})
             self._ranges[name] = ResumableRange(state["value"], state["outer"])
+            self._ranges[name].order = int(state.get("order", 0))
         return self._turns(name, bounds, after)
 
     def _new_name(self, kind: str) -> str:
@@ -95,8 +100,9 @@ class Ranges:
 
     def _turns(self, name: str, bounds: tuple[int, ...], after: Callable[[int], None] | None) -> Iterator[int]:
         outer = self.turn()
-        self._begun += 1
-        self._ranges[name].order = self._begun
+        if not self._ranges[name].goes_on(outer):  # else it was begun before the resume
+            self._begun += 1
+            self._ranges[name].order = self._begun
         self._open.append(name)
         try:
             yield from self._ranges[name].iterate(outer, *bounds, after=after)

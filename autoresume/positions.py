@@ -96,7 +96,7 @@ class Positions:
                 return loader  # another one has taken its place
             made = ForeignLoader(loader, self._session.ranks.world_size, self._ranges.turn, self._before_first)
             known = self._settle(None, place, made, getattr(loader, "dataset", None))
-        if isinstance(known.loader, ForeignLoader):
+        elif isinstance(known.loader, ForeignLoader):
             self._stamp(known)
         known.by_epochs = by_epochs
         return known.loader
@@ -117,7 +117,11 @@ class Positions:
             self._stamp(former)
             return former
         known = _Known(name or self._new_name(turn), made, turn, own and bool(turn), _weakly(dataset), batch_size)
-        self._stamp(known)
+        waiting = self._waiting.get(known.name)
+        if waiting is not None and waiting["made"] == turn:
+            known.order = int(waiting["order"])  # it was made in this turn before the resume
+        else:
+            self._stamp(known)
         self._loaders[known.name] = known
         self._places.setdefault(place, []).append(known)
         made.reseed(self._seed_of(known.name))

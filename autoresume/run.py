@@ -325,6 +325,8 @@ class Run:
         if not self.restored:
             raise UsageError("call run.restore() before run.log(): only then is it known which step comes next")
         self._life.metrics.log(self.step_count + 1, values)
+        if self._life.recorder is not None:
+            self._life.recorder.logged(values)
 
     def logger(self, name: str) -> Any:
         """The own object of one of the run's loggers, for what it can and `run.log` can't: media, histograms.

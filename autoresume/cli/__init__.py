@@ -24,6 +24,7 @@ _COMMANDS = {
     "bench": "What a save costs on this disk, whether a last one fits the grace time, and how often to save.",
     "ls": "The checkpoints of a run, and whether they are valid.",
     "show": "One checkpoint: its tensors and its state.",
+    "drill": "Whether a script really resumes: it is interrupted on purpose, and compared step by step.",
     "diff": "Two checkpoints: which values differ, and by how much.",
     "tag": "Give a checkpoint a name that keeps it.",
     "publish": "Give a run's loggers what they miss.",

@@ -39,6 +39,7 @@ _POLL_SECONDS = 0.05
 @click.option("--preempt-after", default="", metavar="SECONDS[,SECONDS...]", help="Preempt so long after each start.")
 @click.option("--preempt-signal", default="SIGTERM", show_default=True, help="Signal that announces the preemption.")
 @click.option("--grace", default=30.0, show_default=True, help="Seconds between the signal and the kill.")
+@click.option("--once", is_flag=True, help="One life: its exit code is this command's, 75 if it can go on.")
 @restore_options
 @click.argument("script", type=click.UNPROCESSED)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
@@ -49,6 +50,7 @@ def command(
     preempt_after: str,
     preempt_signal: str,
     grace: float,
+    once: bool,
     script: str,
     arguments: tuple[str, ...],
     **restore: str | None,
@@ -81,9 +83,8 @@ def command(
         elastic = [f"--nproc-per-node={nproc}", "--nnodes=1", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
         elastic += [f"--max-restarts={in_place}", "--monitor-interval=0.1"]
         launch = [sys.executable, "-m", "autoresume.node.launcher", *elastic, script, *arguments]
-    sys.exit(
-        _Cluster(node + launch, _seconds(preempt_after), parse_signals(preempt_signal)[0], grace).live(max_restarts)
-    )
+    cluster = _Cluster(node + launch, _seconds(preempt_after), parse_signals(preempt_signal)[0], grace)
+    sys.exit(cluster.live(None if once else max_restarts))
 
 
 def _seconds(text: str) -> list[float]:
@@ -102,8 +103,11 @@ class _Cluster:
     def __init__(self, job: list[str], preemptions: list[float], number: signal.Signals, grace: float) -> None:
         self.job, self.preemptions, self.signal, self.grace = job, preemptions, number, grace
 
-    def live(self, max_restarts: int) -> int:
-        """Run the job until it is finished, interrupted from outside, or has crashed too often; its exit code."""
+    def live(self, max_restarts: int | None) -> int:
+        """Run the job until it is finished, interrupted from outside, or has crashed too often; its exit code.
+
+        None: one life, whatever it comes to.
+        """
         trap = SignalTrap([signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP])
         user = SignalTrap([signal.SIGINT])
         processes.become_subreaper()
@@ -113,6 +117,8 @@ class _Cluster:
         while True:
             began = time.monotonic()
             code = self._once(trap, user)
+            if max_restarts is None:
+                return EXIT_INTERRUPTED if code == EXIT_STOPPED else code
             if code in (EXIT_FINISHED, EXIT_STOPPED) or user.first is not None or trap.first is not None:
                 return EXIT_INTERRUPTED if code == EXIT_STOPPED else code
             if code == EXIT_HOPELESS:

@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 import psutil
 
@@ -29,16 +30,22 @@ def become_subreaper() -> None:
 
 
 def spawn(
-    command: Sequence[str], environment: Mapping[str, str], when_we_die: signal.Signals = signal.SIGHUP
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    when_we_die: signal.Signals = signal.SIGHUP,
+    output: IO[bytes] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a child in a session of its own: signals to our process group reach us alone."""
+    """Start a child in a session of its own: our process group's signals reach us alone. `output` gets what it says."""
     libc = ctypes.CDLL(None)  # loaded before the fork: the child may do little
 
     def before_exec() -> None:
         signal.signal(when_we_die, signal.SIG_DFL)  # under nohup it is ignored, and that would be inherited
         libc.prctl(PR_SET_PDEATHSIG, int(when_we_die), 0, 0, 0)
 
-    return subprocess.Popen(command, env=dict(environment), start_new_session=True, preexec_fn=before_exec)
+    where: dict[str, Any] = (
+        {} if output is None else {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
+    )
+    return subprocess.Popen(command, env=dict(environment), start_new_session=True, preexec_fn=before_exec, **where)
 
 
 def descendants() -> list[psutil.Process]:

@@ -14,7 +14,7 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from autoresume.errors import UsageError
-from autoresume.training import rng
+from autoresume.training import rng, watch
 from autoresume.training.generator import GENERATORS, GeneratorState
 from autoresume.training.persistent import drawn_privately
 from autoresume.training.positioned import PassTurn
@@ -80,7 +80,7 @@ class ForeignLoader:
         while True:
             self._before_first()
             try:
-                batch = next(batches)
+                batch = watch.fetch(batches, note=True)
             except StopIteration:
                 self.over = True
                 return
@@ -112,6 +112,7 @@ class ForeignLoader:
                 next(batches, None)
                 if done and done % 1000 == 0:
                     log.info("skipped %d of %d batches", done, rest)
+        watch.forget()
         if again:
             rng.put(now)
         return batches

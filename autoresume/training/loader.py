@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from autoresume.errors import UsageError
-from autoresume.training import rng
+from autoresume.training import rng, watch
 from autoresume.training.positioned import PassTurn
 from autoresume.training.sampler import GlobalOrder
 from autoresume.training.stateful import StatefulRunLoader
@@ -203,7 +203,7 @@ class _Pass:
             rng.put(self.again[0])
         before = rng.get() if self._keeps_rng else None
         try:
-            batch = next(self.batches)
+            batch = watch.fetch(self.batches)
         except StopIteration:
             self._finish()
             raise
@@ -211,8 +211,9 @@ class _Pass:
             if now is not None:
                 rng.put(now)
         self.again = self.again[1:]
-        self._next = owner.order.after(self._next)
+        begin, self._next = self._next, owner.order.after(self._next)
         if self.tracked:
+            watch.hand_out(owner, self.epoch, self._next, lambda: owner.order.indices(self.epoch, begin), batch)
             owner._active = weakref.ref(self)
             self.marks = [*self.marks, _Mark(self.epoch, self._next, before)]
         return batch
@@ -226,6 +227,7 @@ class _Pass:
         gone, self.marks = self.marks[: handed_out - held + 1], self.marks[handed_out - held :]
         samples = 0
         for before, after in itertools.pairwise(gone):
+            watch.consume(self.owner, after.epoch, after.position)
             samples += after.position - (before.position if before.epoch == after.epoch else 0)
         return samples
 

@@ -77,6 +77,10 @@ class GlobalOrder:
         generator.manual_seed(mix(self.seed, epoch))
         return torch.randperm(self.samples, generator=generator)
 
+    def indices(self, epoch: int, position: int) -> list[int]:
+        """Dataset indices of this rank's batch that begins at `position`."""
+        return [sample.item for sample in next(self._batches(epoch, position), [])]
+
     def __iter__(self) -> Iterator[list[Sample]]:
         return self._batches(self.epoch, self.begin)  # now, not at the first batch: somebody else may seek meanwhile
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from autoresume.errors import UsageError
+from autoresume.training import watch
 from autoresume.training.positioned import PassTurn
 from autoresume.training.workers import WorkerInit
 
@@ -137,7 +138,7 @@ class _StatefulPass:
         owner = self.owner
         owner._before_first()
         try:
-            batch = next(self.batches)
+            batch = watch.fetch(self.batches, note=True)
         except StopIteration:
             nothing_left = owner._restored is not None and not self._gave
             if owner.driven or owner._empty or nothing_left or owner._stepped is self:

@@ -46,6 +46,9 @@ def main() -> None:
                 become(request)
                 return
             answer(pid=pid)
+        elif "poll" in request:
+            done, status = os.waitpid(request["poll"], os.WNOHANG)
+            answer(code=os.waitstatus_to_exitcode(status) if done else None)
         elif "wait" in request:
             answer(code=wait(request["wait"], request["seconds"]))
         elif "store" in request:

@@ -1,0 +1,201 @@
+"""Where two trajectories part. Pure.
+
+Law: steps in their order, in each step what comes first in a training: the data, the generators, the losses, the
+gradients, the options of the optimizers, what is tracked, run.state, what was logged. The first that differs counts.
+What differs between two undisturbed runs without touching anything else (a clock in a metric) is noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from autoresume.drill.record import Line, Trajectory
+
+SOFT = ("metric", "state")
+"""Components in which a value of its own kind may differ between two undisturbed runs, such as a duration."""
+
+
+@dataclass(frozen=True)
+class Divergence:
+    step: int
+    rank: int
+    component: str
+    """samples, batch, generator, loss, gradients, option, object, state, metric, generator after the step, length."""
+    name: str
+    a: str
+    b: str
+    life: int = 0
+    """Of the interrupted run."""
+    first_after_resume: bool = False
+    at_restore: bool = False
+    """What was restored already differs from what the undisturbed run had there."""
+
+    def words(self) -> str:
+        what = {
+            "samples": "other samples are drawn",
+            "batch": "the batch holds other values",
+            "generator": f"the {self.name} generator stands elsewhere when the forward pass begins",
+            "loss": "the loss differs",
+            "gradients": f"the gradients of {self.name} differ",
+            "option": f"{self.name} differs",
+            "object": f"{self.name} differs",
+            "state": f"run.state.{self.name} differs",
+            "metric": f"the metric {self.name} differs",
+            "generator after": f"the {self.name} generator stands elsewhere at the end of the step",
+            "length": f"{self.name}",
+        }[self.component]
+        values = f" ({self.a} undisturbed, {self.b} here)" if self.a or self.b else ""
+        where = "right after the restore" if self.at_restore else f"step {self.step}"
+        return f"{where}, rank {self.rank}: {what}{values}"
+
+
+@dataclass
+class Noise:
+    """What differs between two undisturbed runs: component and name."""
+
+    names: set[tuple[str, str]] = field(default_factory=set)
+    variables: set[str] = field(default_factory=set)
+
+
+def noise(reference: Trajectory, again: Trajectory) -> Noise:
+    """Of the soft components, and of the variables, what differs anywhere."""
+    found = Noise()
+    for rank, step, a, b in _pairs(reference, again):
+        for component, name, _, _ in _differences(a, b, rank, step):
+            if component in SOFT:
+                found.names.add((component, name))
+        one, other = a["variables"], b["variables"]
+        found.variables.update(name for name in {*one, *other} if one.get(name) != other.get(name))
+    return found
+
+
+def first(reference: Trajectory, other: Trajectory, ignored: Noise | None = None) -> Divergence | None:
+    """Where `other` leaves the way of `reference`; None: they are the same, step by step, on all ranks."""
+    skipped = ignored.names if ignored is not None else set()
+    lives = {int(line["life"]) for begins in other.begins.values() for line in begins}
+    firsts = {
+        (rank, life): first_line["step"]
+        for rank in other.steps
+        for life in lives
+        if (first_line := other.first_of_life(rank, life)) is not None
+    }
+    for step in range(reference.last_step + 1):
+        for rank in sorted(reference.steps):
+            a = reference.line(rank, step)
+            for begin in other.begins.get(rank, []):
+                if step and begin["step"] == step and a is not None:
+                    for component, name, left, right in _restored(a, begin):
+                        if (component, name) not in skipped:
+                            return Divergence(step, rank, component, name, left, right, int(begin["life"]), False, True)
+            if step == 0:
+                continue
+            lines = other.steps.get(rank, {}).get(step, [])
+            if a is None or not lines:
+                if a is not None or lines:
+                    missing = "the step was not made" if not lines else "the step was made in addition"
+                    return Divergence(step, rank, "length", missing, "", "")
+                continue
+            for b in lines:  # of all lives: what was lost had to be the same, too
+                for component, name, left, right in _differences(a, b, rank, step):
+                    if (component, name) not in skipped:
+                        life = int(b["life"])
+                        resumed = firsts.get((rank, life)) == step and step > 1 and _began(other, rank, life) > 0
+                        return Divergence(step, rank, component, name, left, right, life, resumed)
+    if other.last_step > reference.last_step:
+        return Divergence(other.last_step, 0, "length", "steps were made in addition", "", "")
+    return None
+
+
+def _began(trajectory: Trajectory, rank: int, life: int) -> int:
+    return next((int(line["step"]) for line in trajectory.begins.get(rank, []) if int(line["life"]) == life), 0)
+
+
+def _pairs(one: Trajectory, other: Trajectory) -> Iterator[tuple[int, int, Line, Line]]:
+    for rank, steps in one.steps.items():
+        for step in sorted(steps):
+            a, b = one.line(rank, step), other.line(rank, step)
+            if a is not None and b is not None:
+                yield rank, step, a, b
+
+
+Found = tuple[str, str, str, str]
+
+
+def _restored(a: Line, begin: Line) -> Iterator[Found]:
+    """What was restored, beside what the undisturbed run had at that step."""
+    there = {name: text for name, text in begin["objects"].items() if name in a["objects"]}
+    yield from _by_name("object", {name: a["objects"][name] for name in there}, there)
+    yield from _shown_state(a, begin)
+    yield from _by_name("generator after", a["rng"], begin["rng"])
+
+
+def _differences(a: Line, b: Line, rank: int, step: int) -> Iterator[Found]:
+    """In the order in which one leads to the other."""
+    if a["indices"] != b["indices"]:
+        yield "samples", "", _short(a["indices"]), _short(b["indices"])
+    if a["batches"] != b["batches"]:
+        yield "batch", "", "", ""
+    if a["rng_forward"] and b["rng_forward"]:
+        yield from _by_name("generator", a["rng_forward"], b["rng_forward"])
+    # An option counts before the step that it leads to, and the loss is what everybody looks at.
+    for one, other in zip(a["optimizers"], b["optimizers"]):
+        for group, (left, right) in enumerate(zip(one["options"], other["options"])):
+            of = one["name"] or one["type"]
+            where = f"{of}'s group {group}" if len(one["options"]) > 1 else of
+            for name in left:
+                if left[name] != right.get(name):
+                    yield "option", f"{name} of {where}", _number(left[name]), _number(right.get(name))
+    if a["losses"] != b["losses"]:
+        pair = next(((x, y) for x, y in zip(a["losses"], b["losses"]) if x != y), ("", ""))
+        yield "loss", "", _number(pair[0]), _number(pair[1])
+    for one, other in zip(a["optimizers"], b["optimizers"]):
+        if one["gradients"] != other["gradients"]:
+            yield "gradients", one["name"] or one["type"], "", ""
+    yield from _by_name("object", a["objects"], b["objects"])
+    yield from _shown_state(a, b)
+    for name in a["logged"]:
+        if a["logged"][name] != b["logged"].get(name):
+            yield "metric", name, _number(a["logged"][name]), _number(b["logged"].get(name))
+    for name in [name for name in b["logged"] if name not in a["logged"]]:
+        yield "metric", name, "", _number(b["logged"][name])
+    yield from _by_name("generator after", a["rng"], b["rng"])
+
+
+def _shown_state(a: Line, b: Line) -> Iterator[Found]:
+    for name in [*a["state"], *(name for name in b["state"] if name not in a["state"])]:
+        if a["state"].get(name) != b["state"].get(name):
+            yield "state", name, a["shown"].get(name, "not there"), b["shown"].get(name, "not there")
+
+
+def _by_name(component: str, a: dict[str, str], b: dict[str, str]) -> Iterator[Found]:
+    """Names with more parts first: a tensor tells more than the object that holds it."""
+    differ = [name for name in {**a, **b} if a.get(name) != b.get(name)]
+    for name in sorted(differ, key=lambda name: "/" not in name):
+        yield component, name, "" if name in a else "not there", "" if name in b else "not there"
+
+
+def _short(indices: Sequence[Any]) -> str:
+    flat = [item for batch in indices if batch for item in batch]
+    return f"[{', '.join(map(str, flat[:6]))}{', ...' if len(flat) > 6 else ''}]"
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, str):
+        try:
+            return f"{float.fromhex(value):.9g}"
+        except ValueError:
+            return value
+    return str(value)
+
+
+def numbers(lines: Sequence[Line]) -> list[float]:
+    """The first loss of each line, for a plot; NaN where there is none."""
+    found = []
+    for line in lines:
+        try:
+            found.append(float.fromhex(line["losses"][0]))
+        except (IndexError, ValueError, KeyError):
+            found.append(float("nan"))
+    return found

@@ -1,0 +1,236 @@
+"""Runs the lives of a drill, and ends them as the schedule says.
+
+Law: the command is the user's, unchanged; each life is `autoresume run --once` in a run directory of the drill's own.
+The rank that comes to the moment waits until what was to be done is done. Nothing is slept for, and what was started
+here is ended here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from autoresume.checkpoint.discover import newest_step
+from autoresume.drill.record import Trajectory, read
+from autoresume.drill.schedule import SIGNALS, Interruption
+from autoresume.errors import EXIT_FINISHED, EXIT_INTERRUPTED, AutoresumeError
+from autoresume.node import processes
+from autoresume.storage.local import LocalStorage
+
+_POLL_SECONDS = 0.01
+_LIMIT_GRACE_SECONDS = 1.0
+_TAIL = 3000
+"""Characters of a life's output in an error."""
+
+
+class DrillFailed(AutoresumeError):
+    """A life ended as nobody wanted it to; the message has the end of what it said."""
+
+
+@dataclass(frozen=True)
+class Life:
+    """One life of the drilled run."""
+
+    number: int
+    interruption: Interruption | None
+    code: int
+    came: bool
+    """The moment came."""
+    reached_step: int
+    """Steps completed when it ended."""
+    resumed_step: int
+    """At which it began."""
+    first_step_seconds: float | None
+    """From the start of the command to the end of its first step."""
+    seconds: float
+
+    @property
+    def words(self) -> str:
+        return self.interruption.words() if self.interruption is not None else "to the end"
+
+
+@dataclass
+class Plan:
+    script: str
+    arguments: Sequence[str]
+    folder: Path
+    ranks: int = 1
+    grace: float = 30.0
+    until: int | None = None
+    save_every: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    life_seconds: float = 3600.0
+    """After so long without an end a life is taken for hanging."""
+
+
+class Run:
+    """One run of the drill, in a folder of its own: `name`/run has the run directory, `name`/records the records."""
+
+    def __init__(
+        self, plan: Plan, name: str, fix: Sequence[str] = (), variables: Mapping[str, str] | None = None
+    ) -> None:
+        self.plan, self.name, self.fix = plan, name, list(fix)
+        self.folder = plan.folder / name
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lives: list[Life] = []
+        self._variables = dict(variables or {})
+
+    @property
+    def run_folder(self) -> Path:
+        return self.folder / "run"
+
+    @property
+    def trajectory(self) -> Trajectory:
+        return read(self.folder / "records")
+
+    def life(self, interruption: Interruption | None = None, stop_after: float | None = None) -> Life:
+        """Start the command, and interrupt it as told, or after so many seconds of training; returns when it has ended.
+
+        Raises DrillFailed where it fails by itself, or hangs.
+        """
+        number = len(self.lives) + 1
+        resumed = newest_step(LocalStorage(self.run_folder)) if self.run_folder.exists() else 0
+        began = time.monotonic()
+        log = self.folder / f"life-{number}.log"
+        child = self._start(number, interruption, log)
+        came, stepped = False, None
+        try:
+            while child.poll() is None:
+                now = time.monotonic()
+                told = self.folder / f"reached-{number}.json"
+                if interruption is not None and not came and told.exists():
+                    came = True
+                    self._act(interruption, child, json.loads(told.read_text()))
+                    (self.folder / f"released-{number}").touch()
+                if stop_after is not None and stepped is None and self.trajectory.last_step:
+                    stepped = now
+                if stop_after is not None and stepped is not None and now - stepped > stop_after:
+                    child.send_signal(signal.SIGTERM)
+                    stop_after, came = None, True
+                if now - began > self.plan.life_seconds:
+                    raise DrillFailed(f"life {number} did not end within {now - began:.0f} s; see {log}")
+                time.sleep(_POLL_SECONDS)
+        finally:
+            self.end(child)
+        code = child.returncode
+        if (
+            interruption is not None
+            and interruption.point is not None
+            and code not in (EXIT_FINISHED, EXIT_INTERRUPTED)
+        ):
+            came = True
+        self._check(number, code, came, log)
+        made = self._measured(number, interruption, code, came, resumed, began)
+        self.lives.append(made)
+        return made
+
+    def _start(self, number: int, interruption: Interruption | None, log: Path) -> subprocess.Popen[bytes]:
+        plan = self.plan
+        moment = None
+        environment = {**os.environ, **plan.environment, **self._variables}
+        if interruption is not None and interruption.point is None:
+            moment = {"at": interruption.at, "step": interruption.step, "rank": interruption.rank}
+        if interruption is not None and interruption.point is not None:
+            environment["AUTORESUME_FAILPOINT"] = interruption.point
+        life = {
+            "life": number,
+            "records": str(self.folder / "records"),
+            "until": plan.until,
+            "fix": self.fix,
+            "moment": moment,
+        }
+        (self.folder / "life.json").write_text(json.dumps(life))
+        environment |= {"AUTORESUME_DRILL": str(self.folder), "AUTORESUME_RUN_DIR": str(self.run_folder)}
+        environment["AUTORESUME_LOGGERS"] = "csv"
+        if plan.save_every is not None:
+            environment["AUTORESUME_SAVE_EVERY"] = plan.save_every
+        grace = plan.grace
+        if interruption is not None and interruption.action == "limit":
+            grace = min(grace, _LIMIT_GRACE_SECONDS)
+        return self.start(environment, grace, log)
+
+    def start(self, environment: dict[str, str], grace: float, log: Path) -> subprocess.Popen[bytes]:
+        """The command, as a child that ends when the life has ended."""
+        plan = self.plan
+        command = [sys.executable, "-m", "autoresume", "run", "--once", "--nproc", str(plan.ranks)]
+        command += ["--grace", str(grace), plan.script, *plan.arguments]
+        with log.open("wb") as output:
+            return processes.spawn(command, environment, signal.SIGTERM, output)
+
+    def end(self, child: subprocess.Popen[bytes]) -> None:
+        """Nothing of the life is left."""
+        if child.poll() is None:
+            child.kill()
+        child.wait()
+        processes.kill_tree()
+
+    def _act(self, interruption: Interruption, child: subprocess.Popen[bytes], told: Mapping[str, Any]) -> None:
+        if interruption.action in SIGNALS:
+            child.send_signal(getattr(signal, SIGNALS[interruption.action]))
+            return
+        try:
+            tree = psutil.Process(child.pid).children(recursive=True)
+            victims = [psutil.Process(int(told["pid"]))]
+            if interruption.action == "kill":
+                victims = tree
+            elif interruption.action == "kill-daemon":
+                victims = psutil.Process(child.pid).children()[:1]
+        except psutil.NoSuchProcess:
+            return
+        for one in victims:
+            try:
+                one.kill()
+            except psutil.NoSuchProcess:
+                continue
+
+    def _check(self, number: int, code: int, came: bool, log: Path) -> None:
+        if code in (EXIT_FINISHED, EXIT_INTERRUPTED) or came:
+            return
+        said = log.read_text(errors="replace")[-_TAIL:]
+        raise DrillFailed(
+            f"life {number} of {self.name} failed with exit code {code}, and nobody had interrupted it; it said:\n"
+            f"{said}\n"
+            f"All of it is in {log}."
+        )
+
+    def _measured(
+        self, number: int, interruption: Interruption | None, code: int, came: bool, resumed: int, began: float
+    ) -> Life:
+        trajectory = self.trajectory
+        lines = [
+            line
+            for steps in trajectory.steps.values()
+            for each in steps.values()
+            for line in each
+            if line["life"] == number
+        ]
+        begun = [line["step"] for begins in trajectory.begins.values() for line in begins if line["life"] == number]
+        return Life(
+            number=number,
+            interruption=interruption,
+            code=code,
+            came=came,
+            reached_step=max((line["step"] for line in lines), default=max(begun, default=resumed)),
+            resumed_step=max(begun, default=resumed),
+            first_step_seconds=min((line["time"] for line in lines), default=began) - began if lines else None,
+            seconds=time.monotonic() - began,
+        )
+
+    @property
+    def is_over(self) -> bool:
+        """The training came to its end, or to the step at which the drill ends."""
+        if not self.lives:
+            return False
+        last = self.lives[-1]
+        until = self.plan.until
+        return (last.code == EXIT_FINISHED and not last.came) or (until is not None and last.reached_step >= until)

@@ -28,7 +28,7 @@ from autoresume.storage.local import LocalStorage
 
 IDENTICAL, DIVERGED, NOT_DETERMINISTIC = "identical", "diverged", "not deterministic"
 INCONCLUSIVE = "inconclusive"
-"""Nothing was resumed, so that nothing was shown."""
+"""No life trained on from a checkpoint, so that nothing was shown."""
 _SAVES_A_LIFE = 3
 
 
@@ -171,7 +171,7 @@ def _interrupted(
             "look at what the script does behind its loop, or to what is tracked, after the last step",
         )
     result.unnoticed = causes.unnoticed(reference, other, noise)
-    if result.verdict == IDENTICAL and not any(life.resumed_step for life in result.lives):
+    if result.verdict == IDENTICAL and not any(life.trained_on for life in result.lives):
         result.verdict = INCONCLUSIVE
 
 

@@ -29,6 +29,7 @@ from autoresume.storage.local import LocalStorage
 
 _POLL_SECONDS = 0.01
 _LIMIT_GRACE_SECONDS = 1.0
+_HEARD, _HEARD_SECONDS = b"stop at a common step", 5.0
 _TAIL = 3000
 """Characters of a life's output in an error."""
 
@@ -53,6 +54,11 @@ class Life:
     first_step_seconds: float | None
     """From the start of the command to the end of its first step."""
     seconds: float
+
+    @property
+    def trained_on(self) -> bool:
+        """It went on from a checkpoint, and made a step."""
+        return self.resumed_step > 0 and self.first_step_seconds is not None
 
     @property
     def words(self) -> str:
@@ -103,15 +109,17 @@ class Run:
         began = time.monotonic()
         log = self.folder / f"life-{number}.log"
         child = self._start(number, interruption, log)
-        came, stepped = False, None
+        came, acted, stepped = False, None, None
         try:
             while child.poll() is None:
                 now = time.monotonic()
                 told = self.folder / f"reached-{number}.json"
                 if interruption is not None and not came and told.exists():
-                    came = True
+                    came, acted = True, now
                     self._act(interruption, child, json.loads(told.read_text()))
+                if acted is not None and (now - acted > _HEARD_SECONDS or self._was_heard(interruption, log)):
                     (self.folder / f"released-{number}").touch()
+                    acted = None
                 if stop_after is not None and stepped is None and self.trajectory.last_step:
                     stepped = now
                 if stop_after is not None and stepped is not None and now - stepped > stop_after:
@@ -173,6 +181,11 @@ class Run:
             child.kill()
         child.wait()
         processes.kill_tree()
+
+    @staticmethod
+    def _was_heard(interruption: Interruption | None, log: Path) -> bool:
+        """Of a signal: the daemon says so. A training of short steps could else be over before it is."""
+        return interruption is None or interruption.action not in SIGNALS or _HEARD in log.read_bytes()
 
     def _act(self, interruption: Interruption, child: subprocess.Popen[bytes], told: Mapping[str, Any]) -> None:
         if interruption.action in SIGNALS:

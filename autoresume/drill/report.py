@@ -19,15 +19,16 @@ def verdict(result: Result) -> list[str]:
     lines = []
     if result.verdict == IDENTICAL:
         lines.append(
-            f"identical: {result.steps} steps on {_ranks(result)} with {len(result.lives) - 1} interruptions are, step "
-            "by step and bit for bit, those of the undisturbed run"
+            f"identical: {result.steps} steps on {_count(result.ranks, 'rank')} with "
+            f"{_count(len(result.lives) - 1, 'interruption')} are, step by step and bit for bit, those of the "
+            f"undisturbed run; {_count(sum(life.trained_on for life in result.lives), 'life')} trained on from a checkpoint"
         )
     elif result.verdict == NOT_DETERMINISTIC:
         lines.append("not deterministic: the script does not repeat itself even where nobody interrupts it")
     elif result.verdict == INCONCLUSIVE:
         lines.append(
-            "inconclusive: no life went on from a checkpoint: the training was over before, or had saved nothing when "
-            "it was interrupted. Drill more steps, or save more often (--save-every)"
+            "inconclusive: no life trained on from a checkpoint: the training was over before, or had saved nothing "
+            "when it was interrupted. Drill more steps, or save more often (--save-every)"
         )
     else:
         lines.append("diverged: after a resume it is another training")
@@ -51,8 +52,9 @@ def verdict(result: Result) -> list[str]:
     return lines
 
 
-def _ranks(result: Result) -> str:
-    return "1 rank" if result.ranks == 1 else f"{result.ranks} ranks"
+def _count(number: int, what: str) -> str:
+    many = {"life": "lives"}.get(what, f"{what}s")
+    return f"{number} {what if number == 1 else many}"
 
 
 def figures(result: Result) -> list[str]:
@@ -133,6 +135,7 @@ def write_plot(result: Result, reference: Trajectory, other: Trajectory, target:
         return "no plot: matplotlib is not installed (pip install matplotlib)"
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
 
     figure, axes = pyplot.subplots(figsize=(9, 4.5), layout="constrained")
     steps, values = _curve(reference)
@@ -147,7 +150,8 @@ def write_plot(result: Result, reference: Trajectory, other: Trajectory, target:
         axes.axvline(result.divergence.step, color="C3", linewidth=2, label=f"parts at step {result.divergence.step}")
     axes.set_xlabel("step")
     axes.set_ylabel("loss, rank 0")
-    axes.set_title(f"{result.verdict}: {len(result.lives[:-1])} interruptions (dotted)", loc="left")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_title(f"{result.verdict}: {_count(len(result.lives[:-1]), 'interruption')} (dotted)", loc="left")
     if len(lives) <= 12:
         axes.legend(loc="best", fontsize="small")
     figure.savefig(target, dpi=120)

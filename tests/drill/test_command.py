@@ -79,7 +79,7 @@ def test_without_a_resume_nothing_is_shown(tmp_path: Path) -> None:
     (tmp_path / "early.json").write_text('[{"action": "kill", "at": "step", "step": 2}]')
     done = drill(tmp_path, "--schedule", "early.json", "--save-every", "100", str(TRAINER), "none", "1")
     assert done.returncode == 3, done.stdout + done.stderr
-    assert "inconclusive: no life went on from a checkpoint" in done.stdout
+    assert "inconclusive: no life trained on from a checkpoint" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-# `make demo` shows it, `make test` proves it, `make bench` measures it. Each makes its own environment.
+# `make demo` shows it, `make test` proves it, `make bench` measures it, `make soak` wears it out. Each makes its own environment.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 BENCH_VENV ?= .venv-bench
 BENCH_ARGS ?=
 
-.PHONY: demo test check unit bench environment clean
+.PHONY: demo test check unit torture soak bench environment clean
 
 demo: environment
 	$(BIN)/python demo/demo.py
@@ -24,6 +24,15 @@ check: environment
 # compile it again.
 unit: environment
 	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 3 --dist worksteal
+
+# All of the matrix of failpoints and faults, of which the suite has a quarter: a minute and a half on 2 cores.
+torture: environment
+	TORTURE=full PYTHONDONTWRITEBYTECODE= $(BIN)/pytest tests/torture -n 3
+
+# Hundreds of interruptions of 4 ranks under the daemon: an hour, or SOAK_ARGS="--seconds 600".
+SOAK_ARGS ?=
+soak: environment
+	$(BIN)/python -m tests.torture.soak $(SOAK_ARGS)
 
 # About 20 minutes on 2 cores; BENCH_ARGS=--full for more, BENCH_ARGS=--quick to see whether all works.
 bench: $(BENCH_VENV)/.installed

@@ -47,7 +47,6 @@ class Recorder:
         self._file = os.open(records / f"rank-{rank}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
         self._step = 0
         self._number = 0
-        self._forwards = 0
         self._evaluations = 0
         self._logged: dict[str, Any] = {}
         self._losses: list[str] = []
@@ -76,6 +75,7 @@ class Recorder:
         """This life begins after `step`, with these objects."""
         self._step, self._number = step, number
         self._names = {id(thing): name for name, value in objects.items() for thing in _inside(value)}
+        self._forget()  # what DDP's order of summation was settled with, say
         self._write({"kind": "begin", **self._state(objects, state)})
 
     def boundary(self, step: int, epoch: int, objects: Mapping[str, Any], state: Mapping[str, Any]) -> None:
@@ -99,10 +99,14 @@ class Recorder:
             "variables": surroundings.look(tracked),
             **self._state(objects, state),
         }
-        self._losses, self._optimizers, self._logged, self._rng = [], [], {}, None
-        self._forwards = self._evaluations = 0
+        self._forget()
         self._write(line)
         self._reached("step")
+
+    def _forget(self) -> None:
+        self._losses, self._optimizers, self._logged, self._rng = [], [], {}, None
+        self._evaluations = 0
+        self._watch.forget()
 
     def logged(self, values: Mapping[str, Any]) -> None:
         self._logged.update({name: _plain(value) for name, value in values.items()})
@@ -131,7 +135,6 @@ class Recorder:
     def _forward(self, module: torch.nn.Module, args: Any) -> None:
         if self._rng is None:
             self._rng = rng.fingerprints()
-        self._forwards += 1
         if torch.is_grad_enabled():
             self._reached("forward")
         else:

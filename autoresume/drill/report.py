@@ -21,7 +21,7 @@ def verdict(result: Result) -> list[str]:
         lines.append(
             f"identical: {result.steps} steps on {_count(result.ranks, 'rank')} with "
             f"{_count(len(result.lives) - 1, 'interruption')} are, step by step and bit for bit, those of the "
-            f"undisturbed run; {_count(sum(life.trained_on for life in result.lives), 'life')} trained on from a checkpoint"
+            f"undisturbed run; {_count(sum(life.trained_on for life in result.lives), 'life')} trained on from a save"
         )
     elif result.verdict == NOT_DETERMINISTIC:
         lines.append("not deterministic: the script does not repeat itself even where nobody interrupts it")

@@ -87,6 +87,8 @@ def choose_and_read(
         assert name is not None
         restored, problem = _read_together(storage, name, offer["digest"], ranks, objects, mailbox, None, into_live)
         if restored is not None:
+            if candidates is not None:
+                candidates.settle()
             restored.rejected = rejected
             return restored
         if candidates is not None:
@@ -177,13 +179,15 @@ def told(ranks: Ranks, make: Callable[[], dict[str, Any]] | None) -> dict[str, A
 
 
 class _Candidates:
-    """Rank 0's list, newest first; what is damaged goes aside."""
+    """Rank 0's list, newest first. What is damaged goes aside when another takes its place: where none does, the
+    storage may be what fails, and what it holds be as good as ever."""
 
     def __init__(self, storage: Storage, run_id: str, guard: Guard, rejected: list[str]) -> None:
         self.storage, self.run_id, self.guard, self.rejected = storage, run_id, guard, rejected
         self.left: list[CheckpointName] | None = None
         self.offered: Judged | None = None
         self.had_some = False
+        self._refused: list[Judged] = []
 
     def next(self) -> dict[str, Any]:
         if self.left is None:
@@ -201,9 +205,11 @@ class _Candidates:
             self.reject(judged.problem or "")
         if self.had_some:
             where = "; ".join(self.rejected) or f"see {names.ASIDE}/ in the run directory"
+            left = "They were left where they are: if the storage fails, start again when it is well. "
             raise NoValidCheckpoint(
                 f"this run has had checkpoints, but none can be restored: {where}. It was not started from scratch. "
-                f"Move a good checkpoint back into {names.CHECKPOINTS}/, or choose another run directory to start anew."
+                + (left if self._refused else "")
+                + f"Move a good checkpoint back into {names.CHECKPOINTS}/, or choose another run directory to begin."
             )
         return self._offer(None, None)
 
@@ -219,9 +225,15 @@ class _Candidates:
             self.rejected.append(f"{name}: {problem}")
             return
         self.had_some = True
-        folder = set_aside(self.storage, Judged(name, None, problem))
-        log.warning("checkpoint %s is put aside to %s: %s", name, folder, problem)
+        log.warning("checkpoint %s can't be restored: %s", name, problem)
+        self._refused.append(Judged(name, None, problem))
         self.rejected.append(f"{name}: {problem}")
+
+    def settle(self) -> None:
+        """The one that was offered last is restored."""
+        for judged in self._refused:
+            log.warning("checkpoint %s is put aside to %s", judged.name, set_aside(self.storage, judged))
+        self._refused.clear()
 
 
 def _visible(storage: Storage, name: CheckpointName, digest: str) -> Manifest:

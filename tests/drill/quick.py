@@ -38,29 +38,42 @@ class Child:
         os.killpg(self.pid, signal.SIGKILL)
 
 
+class Quick(Run):
+    """`zygote` is set by whoever makes one."""
+
+    zygote: harness.Zygote
+
+    def start(self, environment: dict[str, str], grace: float, log: Path) -> Any:
+        kept = {key: value for key, value in environment.items() if key.startswith("AUTORESUME_")}
+        pid = self.zygote.ask(
+            script=str(SCRIPTS / self.plan.script),
+            arguments=list(self.plan.arguments),
+            folder=str(self.folder),
+            environment=harness.environment(**kept),
+            stdout=str(log),
+            stderr=str(log),
+        )["pid"]
+        return Child(self.zygote, pid)
+
+    def end(self, child: Any) -> None:
+        if child.poll() is None:
+            child.kill()
+        child.wait()
+
+
+def made_by(zygote: harness.Zygote) -> type[Quick]:
+    return type("Quick", (Quick,), {"zygote": zygote})
+
+
+def quick_run(zygote: harness.Zygote, plan: Plan, name: str) -> Quick:
+    return made_by(zygote)(plan, name)
+
+
 def quick(
     zygote: harness.Zygote, folder: Path, script: str, *arguments: str, interruptions: list[Interruption]
 ) -> Result:
-    class Quick(Run):
-        def start(self, environment: dict[str, str], grace: float, log: Path) -> Any:
-            kept = {key: value for key, value in environment.items() if key.startswith("AUTORESUME_")}
-            pid = zygote.ask(
-                script=str(SCRIPTS / script),
-                arguments=arguments,
-                folder=str(self.folder),
-                environment=harness.environment(**kept),
-                stdout=str(log),
-                stderr=str(log),
-            )["pid"]
-            return Child(zygote, pid)
-
-        def end(self, child: Any) -> None:
-            if child.poll() is None:
-                child.kill()
-            child.wait()
-
     plan = Plan(str(SCRIPTS / script), arguments, folder / "drill", save_every="1 steps")
-    return drill(plan, 0, 1, interruptions, None, lambda text: None, _states, Quick)
+    return drill(plan, 0, 1, interruptions, None, lambda text: None, _states, made_by(zygote))
 
 
 KILL = [Interruption("kill-rank", "step", 11)]

@@ -84,7 +84,9 @@ def _commit(
         storage.sync(name.inside(folder))
     guard()
     reach("commit.before_manifest")
-    storage.write(name.manifest, manifest.to_bytes())
+    # Not into a folder that is gone: a process that was stopped since it looked at its guard, for as long as its
+    # successors needed to commit this checkpoint, and newer ones, and to prune it, would make a torn one of it.
+    storage.add(name.manifest, manifest.to_bytes())
     reach("commit.after_manifest")
     return manifest
 

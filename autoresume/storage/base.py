@@ -50,6 +50,9 @@ class Storage(Protocol):
     def write(self, name: str, data: bytes | memoryview) -> None:
         """Publish a file atomically, replacing what was there. Durable when it returns, its name too."""
 
+    def add(self, name: str, data: bytes | memoryview) -> None:
+        """Like `write`, to a folder that is there: FileNotFoundError where somebody has removed it."""
+
     def sync(self, name: str) -> None:
         """Make what was appended to a file, or published in a folder, durable. There need be none."""
 

@@ -111,6 +111,10 @@ class LocalStorage:
         return path
 
     def write(self, name: str, data: bytes | memoryview) -> None:
+        self._make_folder(self.path(name).parent)
+        self.add(name, data)
+
+    def add(self, name: str, data: bytes | memoryview) -> None:
         path = self.path(name)
         temp = self._write_temporary(path, data)
         reach("storage.write.before_rename")
@@ -175,6 +179,7 @@ class LocalStorage:
         path = self.path(name)
         if path.exists():
             return False
+        self._make_folder(path.parent)
         temp = self._write_temporary(path, data)
         try:
             # A hard link fails if the name exists, also over NFS, and shows the whole content at once.
@@ -227,7 +232,6 @@ class LocalStorage:
 
     def _write_temporary(self, path: Path, data: bytes | memoryview) -> Path:
         """A synced file beside `path`. What was written is removed again when writing fails."""
-        self._make_folder(path.parent)
         temp = Path(temporary(str(path), f"{os.getpid():x}-{secrets.token_hex(4)}"))
         descriptor = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:

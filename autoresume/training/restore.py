@@ -203,6 +203,7 @@ class _Candidates:
                 self.had_some = True
                 return self._offer(str(judged.name), judged.manifest.digest)
             self.reject(judged.problem or "")
+        self.guard()  # a successor may have pruned what was here to be chosen
         if self.had_some:
             where = "; ".join(self.rejected) or f"see {names.ASIDE}/ in the run directory"
             left = "They were left where they are: if the storage fails, start again when it is well. "
@@ -230,7 +231,9 @@ class _Candidates:
         self.rejected.append(f"{name}: {problem}")
 
     def settle(self) -> None:
-        """The one that was offered last is restored."""
+        """The one that was offered last is restored. Raises StaleIncarnation."""
+        if self._refused:
+            self.guard()
         for judged in self._refused:
             log.warning("checkpoint %s is put aside to %s", judged.name, set_aside(self.storage, judged))
         self._refused.clear()

@@ -144,18 +144,18 @@ def test_the_order_of_writing(storage: UnsyncedStorage) -> None:
     storage.write("metrics.jsonl", b"")
     order: list[str] = []
     failpoints.observe(lambda name: order.append(name) if "write" not in name else None)
-    original_write, original_sync = storage.write, storage.sync
+    original_add, original_sync = storage.add, storage.sync
 
-    def write(name: str, data: bytes | memoryview) -> None:
+    def add(name: str, data: bytes | memoryview) -> None:
         order.append(name.removeprefix(f"{NAME.folder}/"))
-        original_write(name, data)
+        original_add(name, data)
 
     def sync(name: str) -> None:
         if name == "metrics.jsonl":
             order.append(f"sync {name}")
         original_sync(name)
 
-    storage.write, storage.sync = write, sync  # type: ignore[method-assign]
+    storage.add, storage.sync = add, sync  # type: ignore[method-assign]
     try:
         for rank in range(2):
             persist(storage, lives.snapshot(NAME, rank), free)

@@ -610,3 +610,16 @@ def test_a_folder_made_by_a_rank_that_died_is_durable_too(tmp_path: Path) -> Non
         storage.write("checkpoints/x/rank-1", b"1")
         root = storage.freeze().rebuild(tmp_path / "after", STRICT)
     assert files_below(root) == {"checkpoints/w/file": b"older", "checkpoints/x/rank-1": b"1"}
+
+
+def test_nothing_is_added_to_a_folder_that_is_gone(tmp_path: Path) -> None:
+    """`add` publishes into a folder that is there; where that was removed it fails, and does not make it again."""
+    storage = LocalStorage(tmp_path)
+    storage.write("a/one", b"1")
+    storage.add("a/two", b"2")
+    assert storage.read("a/two") == b"2"
+    storage.remove("a")
+    with pytest.raises(FileNotFoundError):
+        storage.add("a/two", b"3")
+    assert storage.list("a") == []
+    assert not (tmp_path / "a").exists()

@@ -1,0 +1,191 @@
+"""Runs several processes' storage operations in every order that a few context switches can make.
+
+Law: an actor is real code in a thread of its own; it stops before each operation on the storage until the scheduler lets
+it go on, so that one run is decided by its schedule alone. After CHESS (Musuvathi and Qadeer 2007, iterative context
+bounding): most faults of protocols need very few preemptions, and all runs with so many are tried.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+PATIENCE_SECONDS = 30.0
+
+
+class Crashed(BaseException):
+    """The actor's process was killed before its next operation."""
+
+
+class Memory:
+    """A storage in memory; each verb is atomic. `before` is called ahead of each, `look` after each that changes it."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.before: Callable[[str], None] = lambda verb: None
+        self.look: Callable[[], None] = lambda: None
+
+    def list(self, folder: str) -> list[str]:
+        self.before("list")
+        inside = f"{folder}/"
+        return sorted({name[len(inside) :].partition("/")[0] for name in self.files if name.startswith(inside)})
+
+    def size(self, name: str) -> int | None:
+        self.before("size")
+        return len(self.files[name]) if name in self.files else None
+
+    def read(self, name: str, into: memoryview | None = None, offset: int = 0) -> bytes:
+        self.before("read")
+        if name not in self.files:
+            raise FileNotFoundError(name)
+        if into is None:
+            return self.files[name]
+        into[:] = self.files[name][offset : offset + len(into)]
+        return b""
+
+    def write(self, name: str, data: bytes | memoryview) -> None:
+        self.before(f"write {name}")
+        self.files[name] = bytes(data)
+        self.look()
+
+    def add(self, name: str, data: bytes | memoryview) -> None:
+        self.before(f"add {name}")
+        if not any(file.startswith(f"{name.rpartition('/')[0]}/") for file in self.files):
+            raise FileNotFoundError(name)
+        self.files[name] = bytes(data)
+        self.look()
+
+    def create(self, name: str, data: bytes) -> bool:
+        self.before(f"create {name}")
+        if name in self.files:
+            return False
+        self.files[name] = bytes(data)
+        self.look()
+        return True
+
+    def sync(self, name: str) -> None:
+        """There is nothing behind this memory."""
+
+    def move(self, folder: str, new: str) -> None:
+        self.before(f"move {folder}")
+        for name in [name for name in self.files if name == folder or name.startswith(f"{folder}/")]:
+            self.files[new + name[len(folder) :]] = self.files.pop(name)
+        self.look()
+
+    def remove(self, name: str) -> None:
+        # As a folder is removed on a disk: it is renamed first, so that nobody sees a half of it.
+        self.before(f"remove {name}")
+        for file in [file for file in self.files if file == name or file.startswith(f"{name}/")]:
+            del self.files[file]
+        self.look()
+
+    def free_bytes(self) -> int | None:
+        return None
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """`order` of the actors while nobody is preempted; `switches` are (operation, actor to go on with); `crash` is
+    (operation, actor): the actor that is about to make that operation, counted over all, is killed."""
+
+    order: tuple[int, ...]
+    switches: tuple[tuple[int, int], ...] = ()
+    crash: int | None = None
+
+
+class Run:
+    """One run of the actors under a schedule. `trace` tells which actor made which operation."""
+
+    def __init__(self, storage: Memory, actors: Sequence[Callable[[], None]], schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.trace: list[tuple[int, str]] = []
+        self.errors: dict[int, BaseException] = {}
+        self._alive = set(range(len(actors)))
+        self._turns = [threading.Semaphore(0) for _ in actors]
+        self._back = threading.Semaphore(0)
+        self._current = -1
+        self._own: dict[int, int] = {}
+        storage.before = self._pause
+        self._threads = [threading.Thread(target=self._act, args=(n, actor)) for n, actor in enumerate(actors)]
+        for thread in self._threads:
+            thread.start()
+        self._schedule()
+        for thread in self._threads:
+            thread.join()
+        storage.before = lambda verb: None
+
+    def _act(self, number: int, actor: Callable[[], None]) -> None:
+        self._own[threading.get_ident()] = number
+        self._wait(self._turns[number])
+        try:
+            actor()
+        except Crashed:
+            pass
+        except BaseException as error:
+            self.errors[number] = error
+        self._alive.discard(number)
+        self._back.release()
+
+    def _pause(self, verb: str) -> None:
+        """Before an operation: give the scheduler its turn."""
+        number = self._own[threading.get_ident()]
+        self._back.release()
+        self._wait(self._turns[number])
+        if self.schedule.crash == len(self.trace):
+            self.trace.append((number, f"killed before {verb}"))
+            raise Crashed
+        self.trace.append((number, verb))
+
+    def _schedule(self) -> None:
+        switches = dict(self.schedule.switches)
+        current = self.schedule.order[0]
+        while self._alive:
+            wanted = switches.get(len(self.trace))
+            if wanted in self._alive:
+                current = wanted  # type: ignore[assignment]
+            if current not in self._alive:
+                current = next(actor for actor in self.schedule.order if actor in self._alive)
+            self._turns[current].release()
+            self._wait(self._back)
+
+    @staticmethod
+    def _wait(turn: threading.Semaphore) -> None:
+        assert turn.acquire(timeout=PATIENCE_SECONDS), (
+            "an actor waits for something that is no operation on the storage"
+        )
+
+
+def schedules(lengths: Mapping[tuple[int, ...], int], actors: int, preemptions: int, crash: bool) -> Iterator[Schedule]:
+    """All with up to so many preemptions; `lengths` are the operations of each order. With `crash`, and one crash."""
+    for order, length in lengths.items():
+        for count in range(preemptions + 1):
+            for places in itertools.combinations(range(1, length), count):
+                for targets in itertools.product(range(actors), repeat=count):
+                    # A switch to whoever goes on anyway is none.
+                    if any(one == other for one, other in itertools.pairwise((order[0], *targets))):
+                        continue
+                    switches = tuple(zip(places, targets))
+                    for at in range(length) if crash else [None]:
+                        yield Schedule(order, switches, at)
+
+
+class Inline:
+    """A ThreadPoolExecutor whose work is done at once, by the caller: an actor's operations have one order."""
+
+    def __init__(self, *arguments: Any) -> None:
+        """There is nothing to set up."""
+
+    def __enter__(self) -> Inline:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Nothing is left to wait for."""
+
+    map = staticmethod(map)
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        value = function(*arguments)
+        return type("Done", (), {"result": staticmethod(lambda: value)})

@@ -1,0 +1,176 @@
+"""The commit under every order of operations that few context switches make, and under a crash at each of them.
+
+The actors are the real functions: ranks that persist and commit, a process of a life that is over and does not know it,
+and the next life, which claims the run, completes what was whole, and chooses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+from interleave import Inline, Memory, Run, schedules
+from lives import RUN_ID, WORLD_SIZE, begin, name_of, newest_valid, snapshot
+
+from autoresume.checkpoint import commit, discover, incarnation, persist
+from autoresume.checkpoint.commit import commit_if_complete
+from autoresume.checkpoint.custody import settle
+from autoresume.checkpoint.discover import complete_commits, judge, listing
+from autoresume.checkpoint.retain import Keep
+from autoresume.errors import CheckpointInvalid, StaleIncarnation, StorageFailed
+from autoresume.format.names import CheckpointName
+
+Actor = Callable[[], None]
+STRIDE = 5
+"""The suite tries each fifth schedule; all of them with TORTURE=full (`make torture`)."""
+OLD, NEW = name_of(10, 1), name_of(20, 1)
+
+
+@pytest.fixture(autouse=True)
+def inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (commit, discover, persist):
+        monkeypatch.setattr(module, "ThreadPoolExecutor", Inline)
+
+
+class World:
+    """A run with one committed checkpoint, of whose life two ranks are about to save the next. `looked` is what has held
+    in every state that the storage was in."""
+
+    def __init__(self) -> None:
+        self.storage = Memory()
+        self.number = begin(self.storage)
+        guard = incarnation.guard(self.storage, self.number)
+        for rank in range(WORLD_SIZE):
+            persist.persist(self.storage, snapshot(OLD, rank), guard)
+        commit_if_complete(self.storage, OLD, guard)
+        self.chosen: list[tuple[CheckpointName | None, CheckpointName | None]] = []
+        self.claimed: list[int] = []
+        self.promised: set[str] = set()
+        self.storage.look = self.look
+
+    def look(self) -> None:
+        """What must hold at every moment: what is committed is whole; something is, always; and what was committed goes
+        only when something newer is there."""
+        before, self.storage.before = self.storage.before, lambda verb: None
+        try:
+            committed = [name for name in listing(self.storage) if name.manifest in self.storage.files]
+            for name in committed:
+                assert judge(self.storage, name, RUN_ID).problem is None, f"{name} is committed, and torn"
+            assert committed, "nothing is committed any more"
+            for gone in self.promised - {str(name) for name in committed}:
+                parsed = CheckpointName.parse(gone)
+                assert parsed is not None
+                assert parsed < committed[0], f"{gone} was the newest, and is gone"
+            self.promised |= {str(name) for name in committed}
+        finally:
+            self.storage.before = before
+
+    def rank(self, rank: int) -> Actor:
+        """Saves as a daemon, or a thread, does it for a rank: persists, commits if all is there, prunes."""
+
+        def act() -> None:
+            guard = incarnation.guard(self.storage, self.number)
+            with self.unless_over(self.number):
+                persist.persist(self.storage, snapshot(NEW, rank), guard)
+                if commit_if_complete(self.storage, NEW, guard, WORLD_SIZE) is not None:
+                    settle(self.storage, NEW, Keep(last=1), guard, False)
+
+        return act
+
+    @contextlib.contextmanager
+    def unless_over(self, number: int) -> Iterator[None]:
+        """A life that is over may find its folders gone; no other one may."""
+        try:
+            yield
+        except (StaleIncarnation, CheckpointInvalid, StorageFailed):
+            assert incarnation.numbers(self.storage)[-1] > number, "only a later life may collect what this one writes"
+
+    def next_life(self) -> None:
+        """Claims, completes what was written whole, chooses, and saves and commits once by itself."""
+        before = [name for name in listing(self.storage) if self.storage.size(name.manifest) is not None]
+        number = begin(self.storage)
+        self.claimed.append(number)
+        guard = incarnation.guard(self.storage, number)
+        with self.unless_over(number):
+            complete_commits(self.storage, guard)
+            chosen = newest_valid(self.storage)
+            if chosen is None:
+                guard()
+            self.chosen.append((before[0] if before else None, chosen))
+            own = name_of((chosen.step if chosen else 0) + 10, number)
+            for rank in range(WORLD_SIZE):
+                persist.persist(self.storage, snapshot(own, rank), guard)
+            if commit_if_complete(self.storage, own, guard, WORLD_SIZE) is not None:
+                settle(self.storage, own, Keep(last=1), guard, False)
+
+
+def explore(actors: Callable[[World], Sequence[Actor]], preemptions: int, crash: bool = False) -> int:
+    """Try all schedules; how many there were."""
+    count = len(actors(World()))
+    lengths = {}
+    for order in itertools.permutations(range(count)):
+        world = World()
+        lengths[order] = len(Run(world.storage, actors(world), next(schedules({order: 1}, count, 0, False))).trace)
+    tried = 0
+    stride = 1 if os.environ.get("TORTURE") == "full" else STRIDE
+    for schedule in itertools.islice(schedules(lengths, count, preemptions, crash), 0, None, stride):
+        world = World()
+        run = Run(world.storage, actors(world), schedule)
+        tried += 1
+        assert not run.errors, (schedule, run.errors, run.trace)
+        world.storage.look = lambda: None
+        finally_(world, schedule.crash is not None, (schedule, run.trace))
+    return tried
+
+
+def finally_(world: World, crashed: bool, told: object) -> None:
+    """When all is quiet: every choice was at least what was committed before; and whatever was written whole is committed,
+    at the latest by the life after."""
+    assert len(set(world.claimed)) == len(world.claimed), told
+    for before, chosen in world.chosen:
+        assert chosen is not None, told
+        assert before is None or before <= chosen or chosen.incarnation > before.incarnation, told
+    storage = world.storage
+    if not crashed and not world.claimed:
+        assert NEW.manifest in storage.files, ("nobody committed what all had written", told)
+    guard = incarnation.guard(storage, begin(storage))
+    complete_commits(storage, guard)
+    chosen = newest_valid(storage)
+    assert chosen is not None, told
+    parts = {name for name in listing(storage) if all(name.part(rank) in storage.files for rank in range(WORLD_SIZE))}
+    assert all(name.manifest in storage.files for name in parts), told
+
+
+def test_two_ranks_commit(record_property: Callable[[str, int], None]) -> None:
+    """Whatever the order in which two ranks persist and look, at least one commits, and both may: with two preemptions."""
+    record_property("torture interleavings", explore(lambda world: [world.rank(0), world.rank(1)], 2))
+
+
+def test_a_rank_is_killed(record_property: Callable[[str, int], None]) -> None:
+    """One of them is killed before any of its operations, with one preemption: the other, or the next life, commits what
+    is whole, and nothing that is not."""
+    record_property("torture interleavings", explore(lambda world: [world.rank(0), world.rank(1)], 1, crash=True))
+
+
+def test_a_life_that_is_over_and_does_not_know_it(record_property: Callable[[str, int], None]) -> None:
+    """A rank that was cut off goes on to save while the next life claims the run, chooses and saves: two preemptions."""
+
+    def actors(world: World) -> Sequence[Actor]:
+        world.rank(0)()  # has persisted, in peace
+        return [world.rank(1), world.next_life]
+
+    record_property("torture interleavings", explore(actors, 2))
+
+
+def test_two_next_lives(record_property: Callable[[str, int], None]) -> None:
+    """Two jobs that start on the run at once get different numbers, and the first of them stops when it sees the other."""
+
+    def actors(world: World) -> Sequence[Actor]:
+        world.rank(0)()
+        world.rank(1)()
+        return [world.next_life, world.next_life]
+
+    record_property("torture interleavings", explore(actors, 1))

@@ -21,6 +21,7 @@ from autoresume import recorder
 from autoresume.beginning import check, folder_of
 from autoresume.command import configure_logging, default_directory, take_restore_arguments
 from autoresume.errors import AutoresumeError, UsageError
+from autoresume.format.digest import signing_key
 from autoresume.options import load
 from autoresume.run import Run
 from autoresume.session import Session
@@ -121,6 +122,7 @@ def start(**options: Any) -> Run:
 def _open(options: dict[str, Any]) -> Run | None:
     configure_logging()
     try:
+        signing_key()
         loaded = load(options, folder=_LAUNCH_FOLDER, restore=take_restore_arguments())
         default = default_directory(sys.argv, _LAUNCH_FOLDER, loaded.restore)
         folder = folder_of(loaded, default, _LAUNCH_FOLDER)

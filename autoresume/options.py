@@ -23,7 +23,18 @@ from autoresume.handoff.signals import parse_signals
 from autoresume.restoring import Restore, merge, settled, variables
 
 DEFAULT_FILE = "autoresume.yaml"
-_INTERNAL = {"CONFIG", "NODE_FOLDER", "NODES", "ROUND", "MEMORY", "FAILPOINT", "SUCCESSOR", "JOB_END", "DRILL"}
+_INTERNAL = {
+    "CONFIG",
+    "NODE_FOLDER",
+    "NODES",
+    "ROUND",
+    "MEMORY",
+    "FAILPOINT",
+    "SUCCESSOR",
+    "JOB_END",
+    "DRILL",
+    "SIGNING_KEY",
+}
 _UNITS = {
     **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), 1),
     **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), 60),

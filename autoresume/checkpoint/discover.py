@@ -19,7 +19,7 @@ from autoresume.checkpoint.commit import THREADS, commit_if_complete
 from autoresume.checkpoint.persist import Guard
 from autoresume.errors import CheckpointInvalid, StorageFailed, StorageFull
 from autoresume.format import names
-from autoresume.format.digest import digest
+from autoresume.format.digest import seal
 from autoresume.format.manifest import Manifest, ManifestHead, Part, PartEntry, PartHead
 from autoresume.format.names import CheckpointName
 from autoresume.storage.base import Storage
@@ -119,7 +119,7 @@ def load_parts(storage: Storage, manifest: Manifest, ranks: Iterable[int]) -> li
 def _checked(storage: Storage, manifest: Manifest, rank: int, parse: Callable[[bytes], P]) -> P:
     entry = manifest.parts[rank]
     data = storage.read(manifest.checkpoint.part(rank))
-    if len(data) != entry.bytes or digest(data) != entry.digest:
+    if len(data) != entry.bytes or seal(data) != entry.digest:
         raise CheckpointInvalid(f"{names.part_file(rank)} does not have the digest that the manifest lists")
     try:
         part = parse(data)

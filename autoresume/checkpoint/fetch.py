@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from autoresume.errors import CheckpointInvalid
-from autoresume.format.digest import digest_of
+from autoresume.format.digest import seal_of
 from autoresume.format.manifest import File
 from autoresume.format.names import CheckpointName
 from autoresume.storage.base import Reader, Storage
@@ -154,7 +154,7 @@ class _File:
 
 
 def _is_right(block: _Block, reader: Reader) -> bool:
-    return digest_of(reader.fill(*block.range, block.targets, block.common)) == block.file.digests[block.index]
+    return seal_of(reader.fill(*block.range, block.targets, block.common)) == block.file.digests[block.index]
 
 
 def node_ranks() -> tuple[int, int]:

@@ -16,7 +16,7 @@ from autoresume.checkpoint.abandon import explained, last_good, or_abandoned
 from autoresume.errors import StorageFull
 from autoresume.failpoints import reach
 from autoresume.format import names
-from autoresume.format.digest import BLOCK_BYTES, blocks, digest, digest_blocks
+from autoresume.format.digest import BLOCK_BYTES, blocks, seal, seal_blocks
 from autoresume.format.manifest import File, Labels, PartHead, part_bytes
 from autoresume.format.names import CheckpointName
 from autoresume.spans import span
@@ -65,7 +65,7 @@ def hash_file(storage: Storage, name: CheckpointName, file: str) -> File:
     for begin, end in blocks(size):
         block = bytearray(end - begin)
         storage.read(name.inside(file), into=memoryview(block), offset=begin)
-        digests.append(digest(block))
+        digests.append(seal(block))
     return File(file, size, BLOCK_BYTES, tuple(digests))
 
 
@@ -83,7 +83,7 @@ def persist(storage: Storage, snapshot: Snapshot, guard: Guard) -> None:
 
 def _digests(image: memoryview) -> tuple[str, ...]:
     with span("digest"):
-        return digest_blocks(image)
+        return seal_blocks(image)
 
 
 def _persist(storage: Storage, snapshot: Snapshot, guard: Guard) -> None:
@@ -111,7 +111,7 @@ def _persist(storage: Storage, snapshot: Snapshot, guard: Guard) -> None:
     attachments = {}
     for key, (file, data) in snapshot.attachments.items():
         storage.write(name.inside(file), data)
-        attachments[key] = File(file, len(data), BLOCK_BYTES, digest_blocks(memoryview(data)))
+        attachments[key] = File(file, len(data), BLOCK_BYTES, seal_blocks(memoryview(data)))
     for file in snapshot.files:
         storage.sync(name.inside(file))
         attachments[file] = hash_file(storage, name, file)

@@ -14,6 +14,7 @@ from autoresume import batch
 from autoresume.batch import SlurmCluster
 from autoresume.beginning import default_folder
 from autoresume.errors import UsageError
+from autoresume.format.digest import signing_key
 from autoresume.node.brain import parse_budget
 from autoresume.node.daemon import NodeDaemon, Plan
 from autoresume.slurm import environment as slurm_environment
@@ -62,6 +63,7 @@ def command(
     Exit codes: 0 finished, 75 interrupted and resumable, 76 the same but at its user's wish, 70 when trying again
     would mend nothing, anything else failed.
     """
+    signing_key()
     task = slurm_environment.read() if nodes is None else None
     if task is not None and not task.in_step:
         raise UsageError(

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from autoresume.errors import CheckpointInvalid, StateError
 from autoresume.format import names
-from autoresume.format.digest import canonical, digest
+from autoresume.format.digest import canonical, seal, why_broken
 from autoresume.format.names import FORMAT_VERSION, CheckpointName
 from autoresume.format.tensorfile import item_bytes
 
@@ -248,8 +248,8 @@ class ManifestHead:
     def from_bytes(cls, data: bytes) -> ManifestHead:
         """Of a whole manifest, whose digest is checked. Raises CheckpointInvalid."""
         body = data[:-_SEAL_BYTES]
-        if data[-_SEAL_BYTES:] != b',"digest":"%b"}' % digest(body + b"}").encode():
-            raise CheckpointInvalid("the manifest's digest does not match its content")
+        if data[-_SEAL_BYTES:] != b',"digest":"%b"}' % seal(body + b"}").encode():
+            raise CheckpointInvalid(_unlike(data))
         value = _load(_beginning(data, _MANIFEST_REST, "manifest"), "manifest")
         try:
             return cls(
@@ -262,6 +262,12 @@ class ManifestHead:
             )
         except (CheckpointInvalid, OverflowError) as error:
             raise CheckpointInvalid(f"the manifest is malformed: {error}") from error
+
+
+def _unlike(data: bytes) -> str:
+    told = data[-34:-2].decode(errors="replace")
+    why = why_broken(data[:-_SEAL_BYTES] + b"}", told)
+    return f"the manifest's digest does not match its content: {why}"
 
 
 @dataclass(frozen=True)
@@ -291,12 +297,12 @@ class Manifest:
             "labels": self.labels.to_json(),
             "parts": [[p.rank, p.bytes, p.digest, [list(file) for file in p.files]] for p in self.parts],
         }
-        return canonical({**value, "digest": digest(canonical(value))})
+        return canonical({**value, "digest": seal(canonical(value))})
 
     @property
     def digest(self) -> str:
         """What the ranks agree on."""
-        return digest(self.to_bytes())
+        return seal(self.to_bytes())
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
@@ -308,7 +314,7 @@ class Manifest:
         except (CheckpointInvalid, TypeError, ValueError, OverflowError) as error:
             raise CheckpointInvalid(f"the manifest is malformed: {error}") from error
         if not same:
-            raise CheckpointInvalid("the manifest's digest does not match its content")
+            raise CheckpointInvalid(_unlike(data))
         return manifest
 
     @classmethod
@@ -334,7 +340,7 @@ class Manifest:
 
 def entry_of(part: PartHead, data: bytes) -> PartEntry:
     """The manifest's entry for a part, of which `data` is the whole."""
-    return PartEntry(part.rank, len(data), digest(data), part.files)
+    return PartEntry(part.rank, len(data), seal(data), part.files)
 
 
 def manifest_of(parts: Iterable[tuple[PartHead, PartEntry]]) -> Manifest:

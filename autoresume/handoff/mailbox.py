@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from autoresume.errors import UsageError
 from autoresume.format.names import is_temporary, temporary
 
 NODE_FOLDER_VARIABLE = "AUTORESUME_NODE_FOLDER"
@@ -64,7 +65,7 @@ def memory_parent() -> Path:
 
 
 def memory_root() -> Path:
-    """This user's folder in memory, mode 0700: on tmpfs where the machine has one."""
+    """This user's folder in memory, mode 0700: on tmpfs where the machine has one. Raises UsageError."""
     parent = memory_parent()
     if not os.access(parent, os.W_OK | os.X_OK):
         parent = Path(tempfile.gettempdir())
@@ -72,5 +73,8 @@ def memory_root() -> Path:
     root.mkdir(mode=0o700, exist_ok=True)
     stats = root.lstat()
     if stats.st_uid != os.getuid() or stats.st_mode & 0o077 or root.is_symlink():
-        raise PermissionError(f"{root} is not this user's private folder; somebody else made it. Remove it.")
+        raise UsageError(
+            f"{root} is not this user's private folder: somebody else made it, or others may look into it. Snapshots "
+            "are not put there. Remove it, or set AUTORESUME_MEMORY to another folder in memory"
+        )
     return root

@@ -18,7 +18,7 @@ from autoresume.checkpoint.discover import load_parts
 from autoresume.checkpoint.fetch import Wanted, check, fetch
 from autoresume.errors import CheckpointInvalid
 from autoresume.failpoints import reach
-from autoresume.format.digest import digest
+from autoresume.format.digest import seal
 from autoresume.format.manifest import Chunk, Manifest, Part
 from autoresume.storage.base import Storage
 from autoresume.storage.pages import use_huge_pages
@@ -92,7 +92,7 @@ class CheckpointReader:
         data = self.storage.read(self.manifest.checkpoint.inside(file.name))
         view = memoryview(data)
         for index, expected in enumerate(file.digests):
-            if digest(view[index * file.block_bytes : (index + 1) * file.block_bytes]) != expected:
+            if seal(view[index * file.block_bytes : (index + 1) * file.block_bytes]) != expected:
                 raise CheckpointInvalid(f"{file.name} is damaged: its digest differs")
         return data
 

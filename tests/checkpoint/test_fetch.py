@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from autoresume.checkpoint import fetch as fetching
 from autoresume.checkpoint.fetch import Wanted, check, fetch
 from autoresume.errors import CheckpointInvalid
-from autoresume.format.digest import digest_blocks
+from autoresume.format.digest import seal_blocks
 from autoresume.format.manifest import File
 from autoresume.format.names import CheckpointName
 from autoresume.storage import LocalStorage
@@ -39,7 +39,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> LocalSt
 
 def record(content: bytes, rank: int = 0) -> File:
     name = NAME.shard(rank).removeprefix(NAME.folder + "/")
-    return File(name, len(content), BLOCK, digest_blocks(memoryview(content), BLOCK))
+    return File(name, len(content), BLOCK, seal_blocks(memoryview(content), BLOCK))
 
 
 def wish(file: File, ranges: list[tuple[int, int]], common: bool = False) -> tuple[Wanted, list[memoryview]]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoresume.format.digest import BLOCK_BYTES, blocks, canonical, digest, digest_blocks
+from autoresume.format.digest import BLOCK_BYTES, blocks, canonical, digest, seal_blocks
 
 
 def test_known_digests() -> None:
@@ -30,14 +30,14 @@ def test_blocks_cover_each_byte_once(size: int, block_bytes: int) -> None:
 @given(st.binary(max_size=100), st.integers(1, 40), st.data())
 def test_a_changed_byte_changes_its_block_only(content: bytes, block_bytes: int, data: st.DataObject) -> None:
     """A flipped bit is seen in the digest of its own block, and in no other."""
-    before = digest_blocks(memoryview(content), block_bytes)
+    before = seal_blocks(memoryview(content), block_bytes)
     assert len(before) == -(-len(content) // block_bytes)
     if not content:
         return
     at = data.draw(st.integers(0, len(content) - 1))
     changed = bytearray(content)
     changed[at] ^= 1 << data.draw(st.integers(0, 7))
-    after = digest_blocks(memoryview(changed), block_bytes)
+    after = seal_blocks(memoryview(changed), block_bytes)
     assert [index for index, (a, b) in enumerate(zip(before, after)) if a != b] == [at // block_bytes]
 
 

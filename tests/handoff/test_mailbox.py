@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from autoresume.errors import UsageError
 from autoresume.handoff.mailbox import Mailbox, memory_root
 
 
@@ -82,12 +83,12 @@ def test_somebody_elses_folder_in_memory_is_refused(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("AUTORESUME_MEMORY", str(tmp_path))
     root = memory_root()
     root.chmod(0o755)
-    with pytest.raises(PermissionError, match=root.name):
+    with pytest.raises(UsageError, match=root.name):
         memory_root()
     root.rmdir()
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     root.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(PermissionError, match=root.name):
+    with pytest.raises(UsageError, match=root.name):
         memory_root()
 
 

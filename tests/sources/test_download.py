@@ -35,6 +35,11 @@ class Server(http.server.BaseHTTPRequestHandler):
         wanted = self.headers.get("Range", "")
         if body:
             self.asked.append(f"{self.path} {wanted}".strip())
+        if "elsewhere" in self.path:
+            self.send_response(302)
+            self.send_header("Location", "file:///etc/passwd")
+            self.end_headers()
+            return
         if "nothing" in self.path:
             self.send_error(404)
             return
@@ -94,6 +99,7 @@ def test_what_can_not_be_had(server: str, tmp_path: Path, monkeypatch: pytest.Mo
     """No such file, no such server, no such protocol, no room: each a message, and nothing left behind."""
     for url, said in (
         (f"{server}/nothing/model.pt", "404"),
+        (f"{server}/elsewhere/model.pt", "302"),  # to a file of this machine
         ("http://127.0.0.1:9/model.pt", "can't be reached"),
         ("gopher2://x/y", "no protocol"),
     ):

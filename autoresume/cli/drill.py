@@ -12,7 +12,7 @@ import click
 
 from autoresume.cli.common import emit
 from autoresume.drill import report, schedule
-from autoresume.drill.drill import IDENTICAL, INCONCLUSIVE, NOT_DETERMINISTIC, drill
+from autoresume.drill.drill import IDENTICAL, INCONCLUSIVE, NOT_DETERMINISTIC, SAME_DATA, drill
 from autoresume.drill.driver import Plan
 from autoresume.drill.record import read
 from autoresume.errors import UsageError
@@ -26,6 +26,7 @@ _SHOWN = 8
 @click.option("--kills", default=4, show_default=True, help="How often it is interrupted.")
 @click.option("--seed", default=0, show_default=True, help="Of the schedule: the same seed, the same interruptions.")
 @click.option("--ranks", default=1, show_default=True, help="Ranks on this machine; more than one by torchrun.")
+@click.option("--world-size", metavar="N,N,...", help="Another number of ranks in each life: compares the data alone.")
 @click.option("--max-steps", type=int, metavar="N", help="Drill the first N steps of a training that is longer.")
 @click.option("--max-seconds", type=float, metavar="S", help="Drill what the undisturbed run does in about S seconds.")
 @click.option("--save-every", metavar="INTERVAL", help="By default so often that each life saves some times.")
@@ -42,6 +43,7 @@ def command(
     kills: int,
     seed: int,
     ranks: int,
+    world_size: str | None,
     max_steps: int | None,
     max_seconds: float | None,
     save_every: str | None,
@@ -73,8 +75,12 @@ def command(
             given = schedule.from_json(Path(replayed).read_text(), replayed)
         except OSError as error:
             raise UsageError(f"--schedule {replayed}: {error.strerror or error}") from error
+    sizes = _sizes(world_size)
+    if sizes and (max_steps is not None or max_seconds is not None):
+        raise UsageError("--world-size compares whole epochs: drill a small configuration, without --max-steps")
+    ranks = sizes[0] if sizes else ranks
     processes.become_subreaper()
-    plan = Plan(script, arguments, folder, ranks, grace, max_steps, save_every, {"WANDB_MODE": "offline"})
+    plan = Plan(script, arguments, folder, ranks, sizes, grace, max_steps, save_every, {"WANDB_MODE": "offline"})
     result = drill(plan, seed, kills, given, max_seconds, lambda text: click.echo(f"drill: {text}", err=True), _states)
     (folder / "schedule.json").write_text(schedule.to_json(result.schedule))
     report.write_json(result, folder / "report.json")
@@ -92,8 +98,17 @@ def command(
             emit(False, report.rows(result), report.COLUMNS, f"{script}, seed {seed}")
         click.echo("\n".join(lines))
         click.echo(f"  all of it: {os.path.relpath(folder)}" + (f" ({plotted})" if plotted else ""))
-    codes = {IDENTICAL: 0, NOT_DETERMINISTIC: EXIT_NOT_DETERMINISTIC, INCONCLUSIVE: EXIT_INCONCLUSIVE}
+    codes = {IDENTICAL: 0, SAME_DATA: 0, NOT_DETERMINISTIC: EXIT_NOT_DETERMINISTIC, INCONCLUSIVE: EXIT_INCONCLUSIVE}
     sys.exit(codes.get(result.verdict, EXIT_DIVERGED))
+
+
+def _sizes(text: str | None) -> list[int]:
+    if text is None:
+        return []
+    found = [int(word) for word in text.split(",") if word.strip().isdigit()]
+    if len(found) != len(text.split(",")) or not all(found):
+        raise UsageError(f"--world-size {text}: give numbers of ranks, e.g. 2,1,2")
+    return found
 
 
 def _refuse_others(folder: Path) -> None:

@@ -7,6 +7,7 @@ What differs between two undisturbed runs without touching anything else (a cloc
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +23,7 @@ class Divergence:
     step: int
     rank: int
     component: str
-    """samples, batch, generator, loss, gradients, option, object, state, metric, generator after the step, length."""
+    """samples, batch, generator, loss, gradients, option, object, state, metric, generator after, length, data."""
     name: str
     a: str
     b: str
@@ -45,9 +46,12 @@ class Divergence:
             "metric": f"the metric {self.name} differs",
             "generator after": f"the {self.name} generator stands elsewhere at the end of the step",
             "length": f"{self.name}",
+            "data": f"{self.name} did not see the same samples",
         }[self.component]
         values = f" ({self.a} undisturbed, {self.b} here)" if self.a or self.b else ""
         where = "right after the restore" if self.at_restore else f"step {self.step}"
+        if self.component == "data":
+            return f"{what}{values}"
         return f"{where}, rank {self.rank}: {what}{values}"
 
 
@@ -106,6 +110,53 @@ def first(reference: Trajectory, other: Trajectory, ignored: Noise | None = None
     if other.last_step > reference.last_step:
         return Divergence(other.last_step, 0, "length", "steps were made in addition", "", "")
     return None
+
+
+def same_data(reference: Trajectory, other: Trajectory) -> Divergence | None:
+    """Where the number of ranks changes, so that batches do: whether each epoch saw the same samples, each of them, and
+    none more often but for what fills up an epoch's last batch; and whether what was restored is what was saved."""
+    for begin in other.begins.get(0, []):
+        step, life = int(begin["step"]), int(begin["life"])
+        saved = [line for line in other.steps.get(0, {}).get(step, []) if line["life"] < life]
+        if step and saved:
+            for component, name, left, right in _by_name("object", saved[-1]["objects"], begin["objects"]):
+                return Divergence(step, 0, component, name, left, right, life, False, True)
+    wanted, found = _epochs(reference), _epochs(other)
+    for epoch, (samples, most) in sorted(wanted.items()):
+        there, more = found.get(epoch, (Counter(), 0))
+        missing = sorted(set(samples) - set(there))
+        often = sorted(sample for sample, count in there.items() if count > 1)
+        strange = sorted(set(there) - set(samples))
+        if missing or strange or len(often) >= max(most, more, 1):
+            words = f"{len(missing)} not seen {_few(missing)}, {len(often)} seen more than once {_few(often)}"
+            words += f", {len(strange)} of no epoch {_few(strange)}" if strange else ""
+            return Divergence(0, 0, "data", f"epoch {epoch}", f"{len(samples)} samples, each once", words)
+    return None
+
+
+def _epochs(trajectory: Trajectory) -> dict[int, tuple[Counter[int], int]]:
+    """Of each epoch how often each sample was trained on, and how many samples its largest batch had: of each step only
+    the life that made it last counts."""
+    found: dict[int, tuple[Counter[int], int]] = {}
+    for step in range(1, trajectory.last_step + 1):
+        lines = [line for steps in trajectory.steps.values() for line in steps.get(step, [])]
+        last = max((int(line["life"]) for line in lines), default=0)
+        lines = [line for line in lines if line["life"] == last]
+        batch = [sample for line in lines for indices in line["indices"] for sample in indices or ()]
+        if lines:
+            samples, most = found.get(int(lines[0]["epoch"]), (Counter[int](), 0))
+            samples.update(batch)
+            found[int(lines[0]["epoch"])] = samples, max(most, len(batch))
+    return found
+
+
+def knows_samples(trajectory: Trajectory) -> bool:
+    """Whether the loaders told which samples they drew."""
+    return any(samples for samples, _ in _epochs(trajectory).values())
+
+
+def _few(samples: Sequence[int]) -> str:
+    return _short([list(samples)]) if samples else ""
 
 
 def _began(trajectory: Trajectory, rank: int, life: int) -> int:

@@ -27,6 +27,8 @@ from autoresume.loggers.journal import read as read_journal
 from autoresume.storage.local import LocalStorage
 
 IDENTICAL, DIVERGED, NOT_DETERMINISTIC = "identical", "diverged", "not deterministic"
+SAME_DATA = "same data"
+"""With another number of ranks in each life."""
 INCONCLUSIVE = "inconclusive"
 """No life trained on from a checkpoint, so that nothing was shown."""
 _SAVES_A_LIFE = 3
@@ -102,6 +104,7 @@ def drill(
     if plan.folder.exists():
         shutil.rmtree(plan.folder)
     tell("undisturbed, once")
+    sizes, plan = plan.sizes, replace(plan, sizes=())
     one = make(plan, "undisturbed")
     one.life(stop_after=max_seconds)
     reference = one.trajectory
@@ -126,7 +129,7 @@ def drill(
         result.verdict, result.divergence = NOT_DETERMINISTIC, apart
         result.cause = _experiments(plan, apart, noise, tell, make)
         return result
-    _interrupted(plan, result, reference, noise, tell, compare_states, one, make)
+    _interrupted(replace(plan, sizes=sizes), result, reference, noise, tell, compare_states, one, make)
     return result
 
 
@@ -155,6 +158,9 @@ def _interrupted(
     result.lives = run.lives
     _measure(result, run)
     other = run.trajectory
+    if plan.sizes:
+        _resized(result, reference, other)
+        return
     apart = compare.first(reference, other, noise)
     if apart is not None:
         result.verdict, result.divergence = DIVERGED, apart
@@ -172,6 +178,19 @@ def _interrupted(
         )
     result.unnoticed = causes.unnoticed(reference, other, noise)
     if result.verdict == IDENTICAL and not any(life.trained_on for life in result.lives):
+        result.verdict = INCONCLUSIVE
+
+
+def _resized(result: Result, reference: Trajectory, other: Trajectory) -> None:
+    result.divergence = compare.same_data(reference, other)
+    result.verdict = SAME_DATA if result.divergence is None else DIVERGED
+    if result.divergence is not None:
+        result.cause = Cause(
+            "position in the data",
+            "the loader deals its samples out by the number of ranks, or begins anew",
+            "make it with run.loader(dataset, ...), whose order does not depend on the number of ranks",
+        )
+    elif not compare.knows_samples(other) or not any(life.trained_on for life in result.lives):
         result.verdict = INCONCLUSIVE
 
 

@@ -54,6 +54,7 @@ class Life:
     first_step_seconds: float | None
     """From the start of the command to the end of its first step."""
     seconds: float
+    ranks: int = 1
 
     @property
     def trained_on(self) -> bool:
@@ -71,6 +72,8 @@ class Plan:
     arguments: Sequence[str]
     folder: Path
     ranks: int = 1
+    sizes: Sequence[int] = ()
+    """Ranks of each life, one after the other; the last one stays. Without any, all have `ranks`."""
     grace: float = 30.0
     until: int | None = None
     save_every: str | None = None
@@ -147,7 +150,8 @@ class Run:
         moment = None
         environment = {**os.environ, **plan.environment, **self._variables}
         if interruption is not None and interruption.point is None:
-            moment = {"at": interruption.at, "step": interruption.step, "rank": interruption.rank}
+            rank = interruption.rank % self._ranks(number)
+            moment = {"at": interruption.at, "step": interruption.step, "rank": rank}
         if interruption is not None and interruption.point is not None:
             environment["AUTORESUME_FAILPOINT"] = interruption.point
         life = {
@@ -165,12 +169,16 @@ class Run:
         grace = plan.grace
         if interruption is not None and interruption.action == "limit":
             grace = min(grace, _LIMIT_GRACE_SECONDS)
-        return self.start(environment, grace, log)
+        return self.start(environment, self._ranks(number), grace, log)
 
-    def start(self, environment: dict[str, str], grace: float, log: Path) -> subprocess.Popen[bytes]:
+    def _ranks(self, life: int) -> int:
+        sizes = self.plan.sizes
+        return sizes[min(life, len(sizes)) - 1] if sizes else self.plan.ranks
+
+    def start(self, environment: dict[str, str], ranks: int, grace: float, log: Path) -> subprocess.Popen[bytes]:
         """The command, as a child that ends when the life has ended."""
         plan = self.plan
-        command = [sys.executable, "-m", "autoresume", "run", "--once", "--nproc", str(plan.ranks)]
+        command = [sys.executable, "-m", "autoresume", "run", "--once", "--nproc", str(ranks)]
         command += ["--grace", str(grace), plan.script, *plan.arguments]
         with log.open("wb") as output:
             return processes.spawn(command, environment, signal.SIGTERM, output)
@@ -237,6 +245,7 @@ class Run:
             resumed_step=max(begun, default=resumed),
             first_step_seconds=min((line["time"] for line in lines), default=began) - began if lines else None,
             seconds=time.monotonic() - began,
+            ranks=self._ranks(number),
         )
 
     @property

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 from autoresume.drill import causes
 from autoresume.drill.compare import numbers
-from autoresume.drill.drill import DIVERGED, IDENTICAL, INCONCLUSIVE, NOT_DETERMINISTIC, Result
+from autoresume.drill.drill import DIVERGED, IDENTICAL, INCONCLUSIVE, NOT_DETERMINISTIC, SAME_DATA, Result
 from autoresume.drill.record import Trajectory
 
 
@@ -25,10 +25,18 @@ def verdict(result: Result) -> list[str]:
         )
     elif result.verdict == NOT_DETERMINISTIC:
         lines.append("not deterministic: the script does not repeat itself even where nobody interrupts it")
+    elif result.verdict == SAME_DATA:
+        sizes = ", ".join(str(life.ranks) for life in result.lives)
+        lines.append(
+            f"same data: with {sizes} ranks in its lives each epoch saw the samples of the undisturbed run, each once, "
+            "and what was restored is what was saved"
+        )
     elif result.verdict == INCONCLUSIVE:
         lines.append(
             "inconclusive: no life trained on from a checkpoint: the training was over before, or had saved nothing "
             "when it was interrupted. Drill more steps, or save more often (--save-every)"
+            if not any(life.trained_on for life in result.lives)
+            else "inconclusive: no loader told which samples it drew; use run.loader(dataset, ...)"
         )
     else:
         lines.append("diverged: after a resume it is another training")
@@ -79,6 +87,7 @@ def rows(result: Result) -> list[dict[str, object]]:
     return [
         {
             "life": life.number,
+            "ranks": life.ranks,
             "interruption": life.words + ("" if life.came or life.interruption is None else " (did not come)"),
             "from": life.resumed_step,
             "to": life.reached_step,
@@ -92,6 +101,7 @@ def rows(result: Result) -> list[dict[str, object]]:
 
 COLUMNS = [
     ("life", "life"),
+    ("ranks", "ranks"),
     ("interruption", "ended by"),
     ("from", "after step"),
     ("to", "to step"),
@@ -108,7 +118,7 @@ def write_json(result: Result, target: Path) -> None:
 def write_junit(result: Result, target: Path, name: str) -> None:
     """One test case: the whole drill."""
     seconds = f"{sum(life.seconds for life in result.lives):.3f}"
-    failed = result.verdict != IDENTICAL
+    failed = result.verdict not in (IDENTICAL, SAME_DATA)
     suite = ElementTree.Element(
         "testsuite",
         name="autoresume drill",

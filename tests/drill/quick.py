@@ -43,7 +43,7 @@ class Quick(Run):
 
     zygote: harness.Zygote
 
-    def start(self, environment: dict[str, str], grace: float, log: Path) -> Any:
+    def start(self, environment: dict[str, str], ranks: int, grace: float, log: Path) -> Any:
         kept = {key: value for key, value in environment.items() if key.startswith("AUTORESUME_")}
         pid = self.zygote.ask(
             script=str(SCRIPTS / self.plan.script),

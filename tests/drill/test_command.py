@@ -51,6 +51,17 @@ def test_two_ranks_under_the_daemon(tmp_path: Path) -> None:
     assert {line["kind"] for line in records} == {"begin", "step"}
 
 
+def test_another_number_of_ranks_in_each_life(tmp_path: Path) -> None:
+    """The data are the same, each sample once in each epoch, however many ranks there are; what is restored is what was
+    saved."""
+    moments = [{"action": "term", "at": "step", "step": 2}, {"action": "kill", "at": "step", "step": 6}]
+    (tmp_path / "moments.json").write_text(json.dumps(moments))
+    words = ["--world-size", "2,1", "--schedule", "moments.json", "--save-every", "1"]
+    done = drill(tmp_path, *words, str(TRAINER), "ranks", "3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "same data: with 2, 1, 1 ranks in its lives each epoch saw the samples" in done.stdout
+
+
 def test_a_script_that_depends_on_hash_order(tmp_path: Path) -> None:
     """Exit code 2, the likely cause, and a failure in the JUnit report. Only the first steps of it were drilled."""
     done = drill(tmp_path, "--max-steps", "4", "--output", "here", "--junit", "junit.xml", str(TRAINER), "set-order")
@@ -88,6 +99,8 @@ def test_without_a_resume_nothing_is_shown(tmp_path: Path) -> None:
         (["nowhere.py"], "no script"),
         (["--kills", "0", str(TRAINER)], "from 1 on"),
         (["--max-steps", "1", str(TRAINER)], "at least 2 steps"),
+        (["--world-size", "2,none", str(TRAINER)], "numbers of ranks"),
+        (["--world-size", "2,1", "--max-steps", "5", str(TRAINER)], "whole epochs"),
         (["--schedule", "nowhere.json", str(TRAINER)], "No such file"),
         (["--output", "taken", str(TRAINER)], "would replace"),
     ],

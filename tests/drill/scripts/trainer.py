@@ -5,6 +5,7 @@ Without a mistake (none, none-workers, or ranks: under DDP) it resumes rightly.
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import time
@@ -50,7 +51,8 @@ def main(run: Run) -> None:
     run.seed(3)
     if MISTAKE == "time-shuffle":
         random.seed(time.time())
-    if MISTAKE == "ranks":
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several:
         torch.distributed.init_process_group("gloo")
     model = model_of()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
@@ -82,7 +84,7 @@ def main(run: Run) -> None:
         scale = 1.0 + list(words).index("gamma") + 0.1 * list(words).index("zeta")
     if MISTAKE == "time-shuffle":
         scale = random.random()
-    wrapped = nn.parallel.DistributedDataParallel(model) if MISTAKE == "ranks" else model
+    wrapped = nn.parallel.DistributedDataParallel(model) if several else model
     run.restore()
     if MISTAKE == "optimizer-rebuilt":
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)

@@ -20,10 +20,10 @@ check: environment
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Three at a time on two cores: jobs on Slurm mostly wait. Byte code is kept, since each of some thousand processes would
+# Four at a time on two cores: jobs on Slurm, and lives that end, mostly wait. Byte code is kept, since each of some thousand processes would
 # compile it again.
 unit: environment
-	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 3 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 4 --dist worksteal
 
 # All of what the suite has a part of: the matrix of failpoints and faults, and the interleavings of the commit.
 torture: environment

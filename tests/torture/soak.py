@@ -55,6 +55,8 @@ def main() -> int:
         plan = Plan(str(SCRIPT), arguments, words.output.absolute(), words.ranks, save_every="3 steps")
         try:
             found = drill(plan, seed, words.kills, None, None, lambda text: None, _states)
+        except KeyboardInterrupt:
+            break  # what was done counts
         except DrillFailed as error:
             problems.append(f"seed {seed}: {error}")
             break

@@ -25,9 +25,9 @@ check: environment
 unit: environment
 	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 4 --dist worksteal
 
-# All of what the suite has a part of: the matrix of failpoints and faults, and the interleavings of the commit.
+# All of what the suite has a part of: the matrix of failpoints and faults, fuzzing, the interleavings of the commit.
 torture: environment
-	TORTURE=full PYTHONDONTWRITEBYTECODE= $(BIN)/pytest tests/torture tests/checkpoint/test_interleavings.py -n 3
+	TORTURE=full PYTHONDONTWRITEBYTECODE= $(BIN)/pytest tests/torture tests/fuzz tests/checkpoint/test_interleavings.py -n 3
 
 # Hundreds of interruptions of 4 ranks under the daemon: an hour, or SOAK_ARGS="--seconds 600".
 SOAK_ARGS ?=

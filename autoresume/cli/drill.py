@@ -12,8 +12,9 @@ import click
 
 from autoresume.cli.common import emit
 from autoresume.drill import report, schedule
+from autoresume.drill.cluster import SlurmRun
 from autoresume.drill.drill import IDENTICAL, INCONCLUSIVE, NOT_DETERMINISTIC, SAME_DATA, drill
-from autoresume.drill.driver import Plan
+from autoresume.drill.driver import Plan, Run
 from autoresume.drill.record import read
 from autoresume.errors import UsageError
 from autoresume.node import processes
@@ -27,6 +28,7 @@ _SHOWN = 8
 @click.option("--seed", default=0, show_default=True, help="Of the schedule: the same seed, the same interruptions.")
 @click.option("--ranks", default=1, show_default=True, help="Ranks on this machine; more than one by torchrun.")
 @click.option("--world-size", metavar="N,N,...", help="Another number of ranks in each life: compares the data alone.")
+@click.option("--slurm", metavar="OPTIONS", help="Drill on the cluster: options of `autoresume sbatch`, in quotes.")
 @click.option("--max-steps", type=int, metavar="N", help="Drill the first N steps of a training that is longer.")
 @click.option("--max-seconds", type=float, metavar="S", help="Drill what the undisturbed run does in about S seconds.")
 @click.option("--save-every", metavar="INTERVAL", help="By default so often that each life saves some times.")
@@ -44,6 +46,7 @@ def command(
     seed: int,
     ranks: int,
     world_size: str | None,
+    slurm: str | None,
     max_steps: int | None,
     max_seconds: float | None,
     save_every: str | None,
@@ -78,10 +81,24 @@ def command(
     sizes = _sizes(world_size)
     if sizes and (max_steps is not None or max_seconds is not None):
         raise UsageError("--world-size compares whole epochs: drill a small configuration, without --max-steps")
+    if slurm is not None and (sizes or max_steps is not None or max_seconds is not None):
+        raise UsageError("--slurm drills whole runs: without --world-size, --max-steps and --max-seconds")
     ranks = sizes[0] if sizes else ranks
     processes.become_subreaper()
-    plan = Plan(script, arguments, folder, ranks, sizes, grace, max_steps, save_every, {"WANDB_MODE": "offline"})
-    result = drill(plan, seed, kills, given, max_seconds, lambda text: click.echo(f"drill: {text}", err=True), _states)
+    plan = Plan(
+        script,
+        arguments,
+        folder,
+        ranks=ranks,
+        sizes=sizes,
+        grace=grace,
+        slurm=slurm,
+        until=max_steps,
+        save_every=save_every,
+        environment={"WANDB_MODE": "offline"},
+    )
+    make = Run if slurm is None else SlurmRun
+    result = drill(plan, seed, kills, given, max_seconds, _tell, _states, make)
     (folder / "schedule.json").write_text(schedule.to_json(result.schedule))
     report.write_json(result, folder / "report.json")
     lines = report.verdict(result) + report.figures(result)
@@ -100,6 +117,10 @@ def command(
         click.echo(f"  all of it: {os.path.relpath(folder)}" + (f" ({plotted})" if plotted else ""))
     codes = {IDENTICAL: 0, SAME_DATA: 0, NOT_DETERMINISTIC: EXIT_NOT_DETERMINISTIC, INCONCLUSIVE: EXIT_INCONCLUSIVE}
     sys.exit(codes.get(result.verdict, EXIT_DIVERGED))
+
+
+def _tell(text: str) -> None:
+    click.echo(f"drill: {text}", err=True)
 
 
 def _sizes(text: str | None) -> list[int]:

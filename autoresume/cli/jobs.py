@@ -8,10 +8,8 @@ from autoresume.checkpoint import incarnation
 from autoresume.errors import AutoresumeError, UsageError
 from autoresume.format import names
 from autoresume.slurm import commands, queue
-from autoresume.slurm.job import JobView
+from autoresume.slurm.job import ACTIVE, JobView
 from autoresume.storage.local import LocalStorage
-
-ACTIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD")
 
 
 def of_run(storage: LocalStorage) -> list[str]:

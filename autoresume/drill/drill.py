@@ -17,6 +17,7 @@ from autoresume.checkpoint import incarnation
 from autoresume.drill import causes, compare
 from autoresume.drill import schedule as schedules
 from autoresume.drill.causes import Cause, Suspect
+from autoresume.drill.cluster import for_slurm
 from autoresume.drill.compare import Divergence, Noise
 from autoresume.drill.driver import Life, Plan, Run
 from autoresume.drill.record import Trajectory
@@ -113,6 +114,8 @@ def drill(
             f"{plan.script} made no step: does its loop run under run.batches, run.steps, or call run.step()? What it "
             f"said is in {one.folder / 'life-1.log'}"
         )
+    if plan.slurm is not None:
+        plan = replace(plan, ranks=len(reference.steps))
     if not one.is_over:  # the time was over
         plan = replace(plan, until=min(max(steps, default=0) for steps in reference.steps.values()))
     tell(f"undisturbed, again ({reference.last_step} steps)")
@@ -122,13 +125,15 @@ def drill(
     noise = compare.noise(reference, again)
     steps = reference.last_step
     chosen = list(given) if given is not None else schedules.make(seed, kills, steps, plan.ranks, reference.evaluates)
+    if plan.slurm is not None:
+        chosen = [for_slurm(one) for one in chosen]
     result = Result(IDENTICAL, steps, plan.ranks, seed, chosen, grace=plan.grace)
-    result.not_compared = sorted(f"{component} {name}" for component, name in noise.names)
     apart = compare.first(reference, again, noise)
     if apart is not None:
         result.verdict, result.divergence = NOT_DETERMINISTIC, apart
         result.cause = _experiments(plan, apart, noise, tell, make)
         return result
+    result.not_compared = sorted(f"{component} {name}" for component, name in noise.names)
     _interrupted(replace(plan, sizes=sizes), result, reference, noise, tell, compare_states, one, make)
     return result
 
@@ -147,6 +152,7 @@ def _interrupted(
     every = max(1, result.steps // (_SAVES_A_LIFE * (len(chosen) + 1)))
     plan = replace(plan, save_every=plan.save_every or f"{every} steps")
     run = make(plan, "interrupted")
+    run.coming = list(chosen)
     for interruption in chosen:
         if run.is_over:
             break

@@ -75,6 +75,8 @@ class Plan:
     sizes: Sequence[int] = ()
     """Ranks of each life, one after the other; the last one stays. Without any, all have `ranks`."""
     grace: float = 30.0
+    slurm: str | None = None
+    """Options of `autoresume sbatch`, where the lives are a job's."""
     until: int | None = None
     save_every: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -92,6 +94,8 @@ class Run:
         self.folder = plan.folder / name
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lives: list[Life] = []
+        self.coming: list[Interruption] = []
+        """All that will be asked for, where a life begins by itself when the one before it has ended."""
         self._variables = dict(variables or {})
 
     @property
@@ -147,21 +151,10 @@ class Run:
 
     def _start(self, number: int, interruption: Interruption | None, log: Path) -> subprocess.Popen[bytes]:
         plan = self.plan
-        moment = None
         environment = {**os.environ, **plan.environment, **self._variables}
-        if interruption is not None and interruption.point is None:
-            rank = interruption.rank % self._ranks(number)
-            moment = {"at": interruption.at, "step": interruption.step, "rank": rank}
         if interruption is not None and interruption.point is not None:
             environment["AUTORESUME_FAILPOINT"] = interruption.point
-        life = {
-            "life": number,
-            "records": str(self.folder / "records"),
-            "until": plan.until,
-            "fix": self.fix,
-            "moment": moment,
-        }
-        (self.folder / "life.json").write_text(json.dumps(life))
+        self._write_life(number, self._moment(number, interruption))
         environment |= {"AUTORESUME_DRILL": str(self.folder), "AUTORESUME_RUN_DIR": str(self.run_folder)}
         environment["AUTORESUME_LOGGERS"] = "csv"
         if plan.save_every is not None:
@@ -170,6 +163,25 @@ class Run:
         if interruption is not None and interruption.action == "limit":
             grace = min(grace, _LIMIT_GRACE_SECONDS)
         return self.start(environment, self._ranks(number), grace, log)
+
+    def _moment(self, number: int, interruption: Interruption | None) -> dict[str, Any] | None:
+        if interruption is None or interruption.point is not None:
+            return None
+        rank = interruption.rank % self._ranks(number)
+        return {"at": interruption.at, "step": interruption.step, "rank": rank}
+
+    def _write_life(self, number: int, moment: dict[str, Any] | None) -> None:
+        """What the ranks of that life are told. Whoever reads it reads all of it."""
+        life = {
+            "life": number,
+            "records": str(self.folder / "records"),
+            "until": self.plan.until,
+            "fix": self.fix,
+            "moment": moment,
+        }
+        temporary = self.folder / "life.tmp"
+        temporary.write_text(json.dumps(life))
+        temporary.rename(self.folder / "life.json")
 
     def _ranks(self, life: int) -> int:
         sizes = self.plan.sizes

@@ -46,15 +46,15 @@ class Journal:
         except FileNotFoundError:
             return None
         with file:
-            keep = 0
+            keep, after = 0, False
             for line in file:
                 record = _parse(line)
                 if record is None:
                     break
                 last = record.step
-                if record.step <= step:
-                    keep += len(line)
-                # Steps never decrease in the file, but a later line may be torn: read on for `last` only.
+                # Steps never decrease in a file that nobody changed: read on for `last` only.
+                after = after or record.step > step
+                keep += 0 if after else len(line)
             file.truncate(keep)
             file.flush()
             os.fsync(file.fileno())

@@ -30,6 +30,10 @@ class Told(enum.Enum):
     """It has ended."""
 
 
+ACTIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD")
+"""The states of a job that waits or runs."""
+
+
 @dataclass(frozen=True)
 class JobView:
     """A job at one moment. Times are seconds since 1970, None where Slurm names none."""

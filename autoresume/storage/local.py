@@ -201,9 +201,27 @@ class LocalStorage:
         if target.exists():
             raise FileExistsError(errno.EEXIST, "already there", str(target))
         source = self.path(folder)
-        os.rename(source, target)
+        try:
+            os.rename(source, target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            self._copy_over(source, target)
         self._sync_folder(target.parent)
         self._sync_folder(source.parent)
+
+    def _copy_over(self, source: Path, target: Path) -> None:
+        """For folders that can't be renamed, since they lie in a lower layer of overlayfs, such as an image."""
+        temp = Path(temporary(str(target), secrets.token_hex(4)))
+        shutil.copytree(source, temp, symlinks=True)
+        for folder, _, files in os.walk(temp, topdown=False):
+            for file in files:
+                with open(Path(folder, file), "rb") as opened:
+                    self._sync_file(opened.fileno(), Path(folder, file))
+            self._sync_folder(Path(folder))
+        os.rename(temp, target)
+        self._sync_folder(target.parent)
+        _remove_tree(source)
 
     def remove(self, name: str) -> None:
         path = self.path(name)
@@ -216,6 +234,13 @@ class LocalStorage:
                 os.rename(path, grave)
             except FileNotFoundError:
                 return  # another process deletes the same
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                # A lower layer of overlayfs: what commits a checkpoint lies at its top, and goes first.
+                for file in [file for file in path.iterdir() if not file.is_dir()]:
+                    file.unlink(missing_ok=True)
+                grave = path
             reach("storage.remove.renamed")
             _remove_tree(grave)
         else:

@@ -66,6 +66,15 @@ def ext4(folder: Path, mebibytes: int) -> Iterator[Path]:
         image.unlink()
 
 
+def overlay(folder: Path, lower: Path) -> contextlib.AbstractContextManager[Path]:
+    """What a container sees: `lower` can't be changed, and what is written goes elsewhere."""
+    upper, work = folder.with_name("upper"), folder.with_name("work")
+    for one in (upper, work):
+        one.mkdir()
+    options = f"lowerdir={lower},upperdir={upper},workdir={work}"
+    return mounted(folder, "-t", "overlay", "-o", options, "overlay")
+
+
 def mount_again(folder: Path) -> None:
     """What a machine does when it boots again: the disk's own log is read, and what it holds is put right."""
     command("umount", str(folder))

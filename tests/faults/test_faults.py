@@ -202,3 +202,27 @@ def test_a_quota(tmp_path: Path, trainer: Trainer, calm) -> None:
         assert done.code == 0, done.err
         assert lives(run)[-1]["began"]["step"] == 25
         assert_same(run, calm(1))
+
+
+def test_a_run_in_the_lower_layer_of_a_container(tmp_path: Path, trainer: Trainer, calm) -> None:
+    """Overlayfs can't rename folders that come from an image: a damaged checkpoint goes aside all the same, old ones are
+    pruned, and the run goes on from the one before to the same end."""
+    lower = tmp_path / "lower"
+    lower.mkdir()
+    assert trainer.train(1, lower, "1:33:KILL").code == -9
+    (newest, before) = sorted(committed(lower / "run"))[:-3:-1]
+    (shard,) = lower.glob(f"run/checkpoints/*_U{newest}_*/shards/*")
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with disks.overlay(tmp_path / "disk", lower) as folder:
+        done = trainer.train(1, folder)
+        assert done.code == 0, done.err
+        assert "is put aside to aside/" in done.err
+        assert "could not be deleted" not in done.err
+        run = folder / "run"
+        assert lives(run)[-1]["began"]["step"] == before
+        assert_same(run, calm(1))
+        assert min(committed(run)) > before
+        (aside,) = (run / "aside").iterdir()
+        assert {"manifest.json", "parts", "shards", "reason.txt"} <= {path.name for path in aside.iterdir()}

@@ -36,13 +36,15 @@ class Cluster:
     def __call__(self, command: str, *options: str) -> subprocess.CompletedProcess[str]:
         return self.run(str(self.program), command, f"--dir={self.root}", *options, user=self.user)
 
-    def run(self, *command: str, user: str | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *command: str, user: str | None = None, cwd: Path | None = None, timeout: float = 150
+    ) -> subprocess.CompletedProcess[str]:
         environment = {**self.environment, "SLURM_CONF": str(self.root / "slurm.conf")}
         if user:
             command = ("runuser", "-u", user, "--", *command)
             environment["PATH"] = SYSTEM_PATH
         return subprocess.run(
-            command, capture_output=True, text=True, timeout=150, check=False, env=environment, cwd=cwd or "/"
+            command, capture_output=True, text=True, timeout=timeout, check=False, env=environment, cwd=cwd or "/"
         )
 
     def answer(self, *command: str, user: str | None = None, cwd: Path | None = None) -> str:

@@ -24,8 +24,8 @@ from autoresume.errors import CheckpointInvalid, StaleIncarnation, StorageFailed
 from autoresume.format.names import CheckpointName
 
 Actor = Callable[[], None]
-STRIDE = 5
-"""The suite tries each fifth schedule; all of them with TORTURE=full (`make torture`)."""
+STRIDE = 11
+"""The suite tries each eleventh schedule; all of them with TORTURE=full (`make torture`)."""
 OLD, NEW = name_of(10, 1), name_of(20, 1)
 
 

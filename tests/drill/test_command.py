@@ -77,7 +77,8 @@ def test_a_script_that_depends_on_hash_order(tmp_path: Path) -> None:
 def test_a_long_training_is_drilled_for_some_time(tmp_path: Path) -> None:
     """The undisturbed run is stopped after that time of training; the others end at the same step. Exit code 1 and the
     cause for a mistake, as JSON too."""
-    words = ["--max-seconds", "0.5", "--kills", "1", "--json", "--save-every", "1"]
+    (tmp_path / "kill.json").write_text('[{"action": "kill-rank", "at": "step", "step": 4}]')
+    words = ["--max-seconds", "1.5", "--schedule", "kill.json", "--json", "--save-every", "1"]
     done = drill(tmp_path, *words, str(TRAINER), "scheduler", "1000")
     assert done.returncode == 1, done.stdout + done.stderr
     report = json.loads(done.stdout)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.fuzz import corpus
 
-RUNS = 20_000 * (20 if os.environ.get("TORTURE") == "full" else 1)
+RUNS = 8_000 * (50 if os.environ.get("TORTURE") == "full" else 1)
 TARGETS = ["manifest", "part", "tree", "incarnation", "metrics", "name", "pickle"]
 
 

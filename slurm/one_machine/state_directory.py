@@ -35,6 +35,10 @@ def locked(root: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+_ATTEMPTS = 2
+"""On a busy machine its bootstrap server was seen to give up once."""
+
+
 def lock(root: Path) -> int:
     while True:
         try:
@@ -118,24 +122,27 @@ def install_database(plan: Plan, layout: Layout) -> None:
     if data.exists():
         return
     partial = layout.database / "data.partial"
-    shutil.rmtree(partial, ignore_errors=True)
     log = layout.log("mariadb-install-db")
-    with log.open("ab") as output:
-        status = subprocess.call(
-            [
-                program("mariadb-install-db"),
-                "--no-defaults",
-                f"--user={plan.user}",
-                f"--datadir={partial}",
-                "--auth-root-authentication-method=normal",
-                "--innodb-log-file-size=8M",
-                "--skip-test-db",
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=daemons.environment(layout),
-        )
-    if status != 0:
+    for _ in range(_ATTEMPTS):
+        shutil.rmtree(partial, ignore_errors=True)
+        with log.open("ab") as output:
+            status = subprocess.call(
+                [
+                    program("mariadb-install-db"),
+                    "--no-defaults",
+                    f"--user={plan.user}",
+                    f"--datadir={partial}",
+                    "--auth-root-authentication-method=normal",
+                    "--innodb-log-file-size=8M",
+                    "--skip-test-db",
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=daemons.environment(layout),
+            )
+        if status == 0:
+            break
+    else:
         raise daemons.failure("mariadb-install-db failed", log)
     partial.rename(data)

@@ -189,8 +189,8 @@ class Recorder:
 
 def freeze_clock() -> None:
     """Where the drill tries whether the time of day is what differs: each look is a microsecond after the last one."""
-    folder = os.environ.get(VARIABLE)
-    if folder is None or "clock" not in json.loads((Path(folder) / "life.json").read_text())["fix"]:
+    folder = os.environ[VARIABLE]
+    if "clock" not in json.loads((Path(folder) / "life.json").read_text())["fix"]:
         return
     looks = iter(range(1, 1 << 62))
     time.time = lambda: _FROZEN + next(looks) * 1e-6

@@ -30,11 +30,11 @@ _MOST_VARIABLES = 400
 _SHOWN = 40
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _INSTALLED = tuple(
-    os.path.realpath(path)
+    os.path.join(os.path.realpath(path), "")
     for path in {sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     if path
 )
-_OURS = os.path.dirname(os.path.realpath(__file__))
+_OURS = os.path.join(os.path.dirname(os.path.realpath(__file__)), "")
 
 
 class Variable(NamedTuple):

@@ -12,8 +12,9 @@ import pytest
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Jobs on Slurm mostly wait: two workers (of four, each of which gets a quarter) begin with half of them each, while the
     others compute."""
-    waiting = [item for item in items if any(part.startswith("slurm_") for part in Path(item.path).parts)]
-    others = [item for item in items if item not in set(waiting)]
+    waiting = [item for item in items if {"slurm_jobs", "slurm_cluster"} & set(Path(item.path).parts)]
+    held = set(waiting)
+    others = [item for item in items if item not in held]
     first, second = waiting[::2], waiting[1::2]
     middle = max(0, len(items) // 2 - len(first))
     items[:] = [*first, *others[:middle], *second, *others[middle:]]

@@ -15,9 +15,8 @@ import time
 from dataclasses import replace
 
 from autoresume.checkpoint import incarnation
-from autoresume.checkpoint.discover import newest_step
 from autoresume.checkpoint.incarnation import Incarnation
-from autoresume.drill.driver import DrillFailed, Life, Run
+from autoresume.drill.driver import TAIL, DrillFailed, Life, Run
 from autoresume.drill.schedule import SIGNALS, Interruption
 from autoresume.errors import EXIT_FINISHED, EXIT_INTERRUPTED
 from autoresume.format import names
@@ -77,12 +76,11 @@ class SlurmRun(Run):
 
     def _submit(self) -> None:
         plan = self.plan
-        variables = {**plan.environment, **self._variables, "AUTORESUME_DRILL": str(self.folder)}
-        variables |= {"AUTORESUME_LOGGERS": "csv"}
-        if plan.save_every is not None:
-            variables["AUTORESUME_SAVE_EVERY"] = plan.save_every
         words = [sys.executable, "-m", "autoresume", "sbatch", "--json", f"--run-dir={self.run_folder}"]
-        words += [*shlex.split(plan.slurm or ""), *(f"--env={name}={value}" for name, value in variables.items())]
+        words += [
+            *shlex.split(plan.slurm or ""),
+            *(f"--env={name}={value}" for name, value in self._own_variables().items()),
+        ]
         done = subprocess.run([*words, plan.script, *plan.arguments], capture_output=True, text=True, check=False)
         if done.returncode:
             raise DrillFailed(f"the job could not be submitted: {done.stderr}")
@@ -113,14 +111,14 @@ class SlurmRun(Run):
 
     def _said(self) -> str:
         logs = sorted((self.run_folder / names.LOGS).glob("*"))
-        return "".join(path.read_text(errors="replace") for path in logs)[-3000:]
+        return "".join(path.read_text(errors="replace") for path in logs)[-TAIL:]
 
     def _life_of(
         self, number: int, interruption: Interruption | None, record: Incarnation, came: bool, began: float
     ) -> Life:
         how = (record.ended or {})["how"]
         code = {"finished": EXIT_FINISHED, "interrupted": EXIT_INTERRUPTED}.get(how, 137)
-        resumed = newest_step(LocalStorage(self.run_folder)) if number == 1 else 0
+        resumed = int(record.began.get("step") or 0)
         made = self._measured(number, interruption, code, came, resumed, began)
         self.lives.append(made)
         return made

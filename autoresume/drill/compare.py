@@ -1,7 +1,7 @@
 """Where two trajectories part. Pure.
 
-Law: steps in their order, in each step what comes first in a training: the data, the generators, the losses, the
-gradients, the options of the optimizers, what is tracked, run.state, what was logged. The first that differs counts.
+Law: steps in their order, in each step what leads to the rest first: the data, the generators, the optimizers' options,
+the losses, the gradients, what is tracked, run.state, what was logged. The first that differs counts.
 What differs between two undisturbed runs without touching anything else (a clock in a metric) is noise.
 """
 
@@ -66,8 +66,8 @@ class Noise:
 def noise(reference: Trajectory, again: Trajectory) -> Noise:
     """Of the soft components, and of the variables, what differs anywhere."""
     found = Noise()
-    for rank, step, a, b in _pairs(reference, again):
-        for component, name, _, _ in _differences(a, b, rank, step):
+    for a, b in _pairs(reference, again):
+        for component, name, _, _ in _differences(a, b):
             if component in SOFT:
                 found.names.add((component, name))
         one, other = a["variables"], b["variables"]
@@ -78,38 +78,32 @@ def noise(reference: Trajectory, again: Trajectory) -> Noise:
 def first(reference: Trajectory, other: Trajectory, ignored: Noise | None = None) -> Divergence | None:
     """Where `other` leaves the way of `reference`; None: they are the same, step by step, on all ranks."""
     skipped = ignored.names if ignored is not None else set()
-    lives = {int(line["life"]) for begins in other.begins.values() for line in begins}
-    firsts = {
-        (rank, life): first_line["step"]
-        for rank in other.steps
-        for life in lives
-        if (first_line := other.first_of_life(rank, life)) is not None
-    }
-    for step in range(reference.last_step + 1):
+    for step in range(1, max(reference.last_step, other.last_step) + 1):
         for rank in sorted(reference.steps):
-            a = reference.line(rank, step)
-            for begin in other.begins.get(rank, []):
-                if step and begin["step"] == step and a is not None:
-                    for component, name, left, right in _restored(a, begin):
-                        if (component, name) not in skipped:
-                            return Divergence(step, rank, component, name, left, right, int(begin["life"]), False, True)
-            if step == 0:
-                continue
-            lines = other.steps.get(rank, {}).get(step, [])
-            if a is None or not lines:
-                if a is not None or lines:
-                    missing = "the step was not made" if not lines else "the step was made in addition"
-                    return Divergence(step, rank, "length", missing, "", "")
-                continue
-            for b in lines:  # of all lives: what was lost had to be the same, too
-                for component, name, left, right in _differences(a, b, rank, step):
-                    if (component, name) not in skipped:
-                        life = int(b["life"])
-                        resumed = firsts.get((rank, life)) == step and step > 1 and _began(other, rank, life) > 0
-                        return Divergence(step, rank, component, name, left, right, life, resumed)
-    if other.last_step > reference.last_step:
-        return Divergence(other.last_step, 0, "length", "steps were made in addition", "", "")
+            for found in _at(reference, other, rank, step):
+                if (found.component, found.name) not in skipped:
+                    return found
     return None
+
+
+def _at(reference: Trajectory, other: Trajectory, rank: int, step: int) -> Iterator[Divergence]:
+    """All that differs on a rank in a step, or in what was restored there. What was lost had to be the same, too."""
+    a, lines = reference.line(rank, step), other.steps.get(rank, {}).get(step, [])
+    if a is None:
+        if lines:
+            yield Divergence(step, rank, "length", "the step was made in addition", "", "")
+        return
+    for begin in other.begins.get(rank, []):
+        if begin["step"] == step:
+            for found in _restored(a, begin):
+                yield Divergence(step, rank, *found, int(begin["life"]), at_restore=True)
+    if not lines:
+        yield Divergence(step, rank, "length", "the step was not made", "", "")
+    for b in lines:
+        life = int(b["life"])
+        first_after_resume = step > 1 and _began(other, rank, life) == step - 1
+        for found in _differences(a, b):
+            yield Divergence(step, rank, *found, life, first_after_resume)
 
 
 def same_data(reference: Trajectory, other: Trajectory) -> Divergence | None:
@@ -163,12 +157,12 @@ def _began(trajectory: Trajectory, rank: int, life: int) -> int:
     return next((int(line["step"]) for line in trajectory.begins.get(rank, []) if int(line["life"]) == life), 0)
 
 
-def _pairs(one: Trajectory, other: Trajectory) -> Iterator[tuple[int, int, Line, Line]]:
+def _pairs(one: Trajectory, other: Trajectory) -> Iterator[tuple[Line, Line]]:
     for rank, steps in one.steps.items():
         for step in sorted(steps):
             a, b = one.line(rank, step), other.line(rank, step)
             if a is not None and b is not None:
-                yield rank, step, a, b
+                yield a, b
 
 
 Found = tuple[str, str, str, str]
@@ -182,7 +176,7 @@ def _restored(a: Line, begin: Line) -> Iterator[Found]:
     yield from _by_name("generator after", a["rng"], begin["rng"])
 
 
-def _differences(a: Line, b: Line, rank: int, step: int) -> Iterator[Found]:
+def _differences(a: Line, b: Line) -> Iterator[Found]:
     """In the order in which one leads to the other."""
     if a["indices"] != b["indices"]:
         yield "samples", "", _short(a["indices"]), _short(b["indices"])
@@ -198,6 +192,9 @@ def _differences(a: Line, b: Line, rank: int, step: int) -> Iterator[Found]:
             for name in left:
                 if left[name] != right.get(name):
                     yield "option", f"{name} of {where}", _number(left[name]), _number(right.get(name))
+    counts = len(a["optimizers"]), len(b["optimizers"])
+    if counts[0] != counts[1]:
+        yield "option", "the number of optimizer steps", str(counts[0]), str(counts[1])
     if a["losses"] != b["losses"]:
         pair = next(((x, y) for x, y in zip(a["losses"], b["losses"]) if x != y), ("", ""))
         yield "loss", "", _number(pair[0]), _number(pair[1])

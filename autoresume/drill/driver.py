@@ -30,7 +30,7 @@ from autoresume.storage.local import LocalStorage
 _POLL_SECONDS = 0.01
 _LIMIT_GRACE_SECONDS = 1.0
 _HEARD, _HEARD_SECONDS = b"stop at a common step", 5.0
-_TAIL = 3000
+TAIL = 3000
 """Characters of a life's output in an error."""
 
 
@@ -151,18 +151,19 @@ class Run:
 
     def _start(self, number: int, interruption: Interruption | None, log: Path) -> subprocess.Popen[bytes]:
         plan = self.plan
-        environment = {**os.environ, **plan.environment, **self._variables}
+        environment = {**os.environ, **self._own_variables(), "AUTORESUME_RUN_DIR": str(self.run_folder)}
         if interruption is not None and interruption.point is not None:
             environment["AUTORESUME_FAILPOINT"] = interruption.point
         self._write_life(number, self._moment(number, interruption))
-        environment |= {"AUTORESUME_DRILL": str(self.folder), "AUTORESUME_RUN_DIR": str(self.run_folder)}
-        environment["AUTORESUME_LOGGERS"] = "csv"
-        if plan.save_every is not None:
-            environment["AUTORESUME_SAVE_EVERY"] = plan.save_every
         grace = plan.grace
         if interruption is not None and interruption.action == "limit":
             grace = min(grace, _LIMIT_GRACE_SECONDS)
         return self.start(environment, self._ranks(number), grace, log)
+
+    def _own_variables(self) -> dict[str, str]:
+        own = {**self.plan.environment, **self._variables}
+        own |= {"AUTORESUME_DRILL": str(self.folder), "AUTORESUME_LOGGERS": "csv"}
+        return own if self.plan.save_every is None else {**own, "AUTORESUME_SAVE_EVERY": self.plan.save_every}
 
     def _moment(self, number: int, interruption: Interruption | None) -> dict[str, Any] | None:
         if interruption is None or interruption.point is not None:
@@ -229,7 +230,7 @@ class Run:
     def _check(self, number: int, code: int, came: bool, log: Path) -> None:
         if code in (EXIT_FINISHED, EXIT_INTERRUPTED) or came:
             return
-        said = log.read_text(errors="replace")[-_TAIL:]
+        said = log.read_text(errors="replace")[-TAIL:]
         raise DrillFailed(
             f"life {number} of {self.name} failed with exit code {code}, and nobody had interrupted it; it said:\n"
             f"{said}\n"

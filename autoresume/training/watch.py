@@ -1,6 +1,6 @@
 """What a recorder of the training sees of its data: the batches of each step, and whose samples they are.
 
-Law: off, it costs one call for a batch. A batch counts for the step in which it is trained on: what a loop holds, or
+Law: off, it costs three calls for a batch. A batch counts for the step in which it is trained on: what a loop holds, or
 what is skipped after a resume, does not.
 """
 

@@ -103,6 +103,15 @@ def test_what_was_restored_is_compared() -> None:
     assert causes.likely(trajectory(8), other, found, Noise()).name == "incomplete state"
 
 
+def test_an_optimizer_that_steps_more_often() -> None:
+    """With the same gradients and options in the steps that both make."""
+    other = trajectory(8, RESUMED)
+    other.steps[0][6][-1]["optimizers"] *= 2
+    found = compare.first(trajectory(8), other)
+    assert found is not None
+    assert (found.step, found.name, found.a, found.b) == (6, "the number of optimizer steps", "1", "2")
+
+
 def test_noise_is_what_differs_undisturbed() -> None:
     """A metric that is a time, and variables that are."""
     one, two = trajectory(4), trajectory(4)

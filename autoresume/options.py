@@ -74,6 +74,8 @@ class Options:
     """Which loggers are fed from metrics.jsonl, e.g. ["tensorboard"]."""
     publish: str = "committed"
     """When loggers whose past can't be taken back (W&B) get a step: "committed", when a checkpoint knows it; "live"."""
+    unchanged: str = "link"
+    """Tensors that are as in the last checkpoint (frozen weights): "link" the file, or "write" them in each."""
     backend: str | None = None
     """Process group that autoresume makes at the start: "auto", "gloo", "nccl"; by default the script's own is used."""
 
@@ -101,6 +103,8 @@ class Options:
         _ = self.best
         if self.publish not in ("committed", "live"):
             raise UsageError(f"publish={self.publish!r}: give 'committed' or 'live'")
+        if self.unchanged not in ("link", "write"):
+            raise UsageError(f"unchanged={self.unchanged!r}: give 'link' or 'write'")
         if self.backend not in (None, "auto", "gloo", "nccl"):
             raise UsageError(f"backend={self.backend!r}: give 'auto', 'gloo' or 'nccl'")
 

@@ -49,6 +49,7 @@ from autoresume.training.agreement import LaggedOrders, Ranks
 from autoresume.training.restore import Restored
 from autoresume.training.saver import Saver, Taken
 from autoresume.training.sinks import DaemonSink, Sink, ThreadSink, await_commit
+from autoresume.training.unchanged import Unchanged
 
 log = logging.getLogger("autoresume")
 
@@ -162,11 +163,14 @@ class Session:
         self.lagged = LaggedOrders(self.ranks)
         sink = self._make_sink()
         folder = self.node.folder if self.node else None
-        self.saver = Saver(self.run_id, self.ranks, sink, folder, self._thread_sink)
+        unchanged = Unchanged(looks=self.options.unchanged == "link")
+        self.saver = Saver(self.run_id, self.ranks, sink, folder, self._thread_sink, unchanged)
         if self.ranks.rank == 0:
             self.cadence.failure_seconds = self._time_between_failures()
             self._heart = Heart(self)
         restored = self._choose(objects)
+        if restored is not None:
+            unchanged.begin(restored.unchanged)
         if self.node is not None:
             self.node.restored()
         if self.ranks.rank == 0:

@@ -97,7 +97,7 @@ class Bench:
         captured = capture(self.objects, frozenset(), frozenset(self.objects))
         plan = make_plan(captured.leaves, 0, 1, {"format": "pt"})
         image = memoryview(mmap.mmap(-1, plan.bytes))
-        image[: len(plan.layout.header)] = plan.layout.header
+        plan.begin(image)
         copy_all(plan.copies, [leaf.tensor for leaf in captured.leaves], image)
         persist(
             self.storage,

@@ -62,6 +62,7 @@ def _save(given: argparse.Namespace) -> Iterator[Cell]:
     plan = [(given.state or "125M", 1, peers.SAVERS, given.rounds)]
     plan += [("125M", world, main, few) for world in (2, 4) if given.state is None or world in given.world]
     plan += [("5,000 tensors", 1, main, few)] if given.state is None else []
+    plan += [("125M, frozen but for a block", 1, main, few)] if given.state is None else []
     if given.full:
         plan += [("350M", 1, main, few), ("50,000 tensors", 1, main[:2], few), ("5,000 tensors", 2, main, few)]
     for state, world, rivals, rounds in plan:

@@ -33,7 +33,9 @@ TRANSFORMERS = {
 }
 VECTORS = {"few small tensors": (50, 1000), "5,000 tensors": (1250, 66_667), "50,000 tensors": (12_500, 6_667)}
 """How many parameters, of how many numbers each; AdamW makes four tensors of a parameter."""
-STATES = [*TRANSFORMERS, *VECTORS]
+FROZEN = {f"{name}, frozen but for a block": name for name in TRANSFORMERS}
+"""A transformer of which the last block is trained, as a fine-tuning does it."""
+STATES = [*TRANSFORMERS, *VECTORS, *FROZEN]
 
 
 class Block(nn.Module):
@@ -111,17 +113,19 @@ class State:
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         yield from self.model.state_dict().items()
         for index, parameter in enumerate(self.model.parameters()):
-            for name, value in self.optimizer.state[parameter].items():
-                yield f"optimizer.{index}.{name}", value
+            if parameter.requires_grad:
+                for name, value in self.optimizer.state[parameter].items():
+                    yield f"optimizer.{index}.{name}", value
 
     @property
     def bytes(self) -> int:
         return sum(tensor.numel() * tensor.element_size() for _, tensor in self.tensors())
 
     def change(self) -> None:
-        """Another value in each element, as a training step makes it."""
+        """Another value in each element that is trained, as a training step makes it."""
+        frozen = {parameter.data_ptr() for parameter in self.model.parameters() if not parameter.requires_grad}
         with one_thread(), torch.no_grad():
-            torch._foreach_add_([tensor for _, tensor in self.tensors()], 1e-3)
+            torch._foreach_add_([one for _, one in self.tensors() if one.data_ptr() not in frozen], 1e-3)
 
     def clear(self) -> None:
         """Zeros everywhere."""
@@ -143,10 +147,16 @@ class State:
 
 def build(name: str) -> State:
     torch.manual_seed(0)
-    model = Transformer(TRANSFORMERS[name]) if name in TRANSFORMERS else Vectors(*VECTORS[name])
-    optimizer = TimedAdamW(model.parameters(), lr=1e-5, fused=True)
+    size = TRANSFORMERS.get(FROZEN.get(name, name))
+    model = Transformer(size) if size is not None else Vectors(*VECTORS[name])
+    if name in FROZEN:
+        assert isinstance(model, Transformer)
+        model.requires_grad_(False)
+        model.blocks[-1].requires_grad_(True)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = TimedAdamW(trained, lr=1e-5, fused=True)
     with one_thread():
-        for parameter in model.parameters():
+        for parameter in trained:
             parameter.grad = parameter.detach() * 0.01
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -33,6 +33,7 @@ FROZEN = {
     "seed": None,
     "loggers": (),
     "publish": "committed",
+    "unchanged": "link",
     "backend": None,
     "profile": None,
     "hang_after": "auto",

@@ -40,7 +40,7 @@ def last_good(storage: Storage) -> str:
     """A sentence about what a resume would begin with."""
     newest = None
     with contextlib.suppress(OSError):
-        committed = (name for name in _folders(storage) if has_manifest(storage, name))
+        committed = (name for name in folders(storage) if has_manifest(storage, name))
         newest = max(committed, default=None)
     if newest is None:
         return "there is no older one to go back to."
@@ -76,7 +76,7 @@ def worthless(storage: Storage, name: CheckpointName, rank: int) -> list[Checkpo
 
     The one before `name` may still be in work, in another thread, and does not count.
     """
-    ours = sorted(one for one in _folders(storage) if one.incarnation == name.incarnation and one <= name)
+    ours = sorted(one for one in folders(storage) if one.incarnation == name.incarnation and one <= name)
     before = [one for one in ours if one < name]
     return [
         one
@@ -93,6 +93,7 @@ def has_manifest(storage: Storage, name: CheckpointName) -> bool:
         return True
 
 
-def _folders(storage: Storage) -> list[CheckpointName]:
+def folders(storage: Storage) -> list[CheckpointName]:
+    """All folders that are named like a checkpoint, unjudged."""
     found = (CheckpointName.parse(text) for text in storage.list(names.CHECKPOINTS))
     return [name for name in found if name is not None]

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from autoresume.checkpoint.abandon import has_manifest
+from autoresume.checkpoint.abandon import folders, has_manifest
 from autoresume.checkpoint.commit import THREADS, commit_if_complete
 from autoresume.checkpoint.persist import Guard
 from autoresume.errors import CheckpointInvalid, StorageFailed, StorageFull
@@ -42,8 +42,7 @@ class Judged:
 
 def listing(storage: Storage) -> list[CheckpointName]:
     """All folders that are named like a checkpoint, newest first, unjudged."""
-    found = (CheckpointName.parse(name) for name in storage.list(names.CHECKPOINTS))
-    return sorted((name for name in found if name is not None), reverse=True)
+    return sorted(folders(storage), reverse=True)
 
 
 def newest_step(storage: Storage) -> int:

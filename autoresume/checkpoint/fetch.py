@@ -27,6 +27,9 @@ log = logging.getLogger("autoresume")
 
 _MOST_THREADS = 8
 
+Image = tuple[Path, int]
+"""A file in memory, and the byte that what is meant begins at."""
+
 
 @dataclass
 class Wanted:
@@ -60,7 +63,7 @@ class _Block:
 
 
 def fetch(
-    storage: Storage, name: CheckpointName, wanted: Sequence[Wanted], images: Mapping[str, Path] | None = None
+    storage: Storage, name: CheckpointName, wanted: Sequence[Wanted], images: Mapping[str, Image] | None = None
 ) -> None:
     """Fill all targets. `images` are copies of some of the files in this node's memory, by the files' names: what is
     right in them is taken from there.
@@ -75,7 +78,7 @@ def check(storage: Storage, name: CheckpointName, file: File) -> None:
     _run(storage, name, [_Block(file, index, (), False) for index in range(len(file.digests))], {})
 
 
-def _run(storage: Storage, name: CheckpointName, blocks: Sequence[_Block], images: Mapping[str, Path]) -> None:
+def _run(storage: Storage, name: CheckpointName, blocks: Sequence[_Block], images: Mapping[str, Image]) -> None:
     rank, count = node_ranks()
     if any(block.common for block in blocks):
         turn = len(blocks) * rank // count
@@ -99,7 +102,7 @@ def _run(storage: Storage, name: CheckpointName, blocks: Sequence[_Block], image
 class _File:
     """Open while blocks of it are being read: a checkpoint may have more files than a process may open."""
 
-    def __init__(self, file: File, storage: Storage, checkpoint: CheckpointName, image: Path | None) -> None:
+    def __init__(self, file: File, storage: Storage, checkpoint: CheckpointName, image: Image | None) -> None:
         self.file, self.storage, self.checkpoint, self.image = file, storage, checkpoint, image
         self.left = 0
         """Blocks that are still to be read."""
@@ -120,7 +123,7 @@ class _File:
         if image is None:
             return False
         try:
-            if _is_right(block, self._opened("image", lambda: open_file(image))):
+            if _is_right(block, self._opened("image", lambda: open_file(image[0], image[1]))):
                 return True
             problem = "its digest differs"
         except (OSError, EOFError) as error:

@@ -25,5 +25,5 @@ def verify(storage: Storage, name: CheckpointName, run_id: str | None = None) ->
 def _verify_files(storage: Storage, name: CheckpointName, manifest: Manifest) -> None:
     for rank in range(manifest.world_size):
         part = load_part(storage, manifest, rank)
-        for file in (part.shard, *part.attachments.values()):
+        for file in part.all_files:
             fetch.check(storage, name, file)

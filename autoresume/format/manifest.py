@@ -18,7 +18,7 @@ from autoresume.errors import CheckpointInvalid, StateError
 from autoresume.format import names
 from autoresume.format.digest import canonical, seal, why_broken
 from autoresume.format.names import FORMAT_VERSION, CheckpointName
-from autoresume.format.tensorfile import item_bytes
+from autoresume.format.tensorfile import aligned, item_bytes
 
 T = TypeVar("T")
 
@@ -37,7 +37,8 @@ class Chunk:
 
     `shape` is the whole tensor's; `offset` and `size` are the box's, in elements for each dimension.
     `shared` tensors are one tensor for all ranks, put together from all ranks' chunks; the others
-    are this rank's own. `begin` is the absolute offset in bytes in the file.
+    are this rank's own. `begin` is the absolute offset in bytes in the rank's image, which is its tensor files,
+    each at a multiple of 4096: in the file, where there is only one.
     """
 
     key: str
@@ -127,11 +128,29 @@ class PartHead:
     shard: File
     attachments: dict[str, File]
     labels: Labels
+    unchanged: File | None = field(default=None, kw_only=True)
+    """A second tensor file, which may be the same file in several checkpoints."""
+
+    @property
+    def image(self) -> tuple[tuple[int, File], ...]:
+        """The tensor files, each with the byte of the image that it begins at."""
+        first = (0, self.shard)
+        return (first,) if self.unchanged is None else (first, (aligned(self.shard.bytes), self.unchanged))
+
+    @property
+    def image_bytes(self) -> int:
+        begin, last = self.image[-1]
+        return begin + last.bytes
+
+    @property
+    def all_files(self) -> tuple[File, ...]:
+        """The tensor files and the attachments."""
+        return (*(file for _, file in self.image), *self.attachments.values())
 
     @property
     def files(self) -> tuple[tuple[str, int], ...]:
-        """(name, bytes) of the shard and the attachments."""
-        return tuple((file.name, file.bytes) for file in (self.shard, *self.attachments.values()))
+        """(name, bytes) of all files."""
+        return tuple((file.name, file.bytes) for file in self.all_files)
 
     @staticmethod
     def from_bytes(data: bytes) -> PartHead:
@@ -166,9 +185,10 @@ class Part(PartHead):
             )
         except (TypeError, ValueError, OverflowError, StateError) as error:
             raise CheckpointInvalid(f"a part is malformed: {error}") from error
-        outside = next((c for c in part.chunks if c.begin + c.bytes > part.shard.bytes), None)
-        if outside is not None:
-            raise CheckpointInvalid(f"tensor {outside.name!r} of rank {part.rank} lies outside of its shard")
+        ranges = [(begin, begin + file.bytes) for begin, file in part.image]
+        for chunk in part.chunks:
+            if not any(begin <= chunk.begin and chunk.begin + chunk.bytes <= end for begin, end in ranges):
+                raise CheckpointInvalid(f"tensor {chunk.name!r} of rank {part.rank} lies outside of its shard")
         return part
 
 
@@ -182,6 +202,7 @@ def part_bytes(head: PartHead, chunks: bytes, tree: bytes, about: dict[str, Any]
         "world_size": head.world_size,
         "time": head.time,
         "shard": _file_json(head.shard),
+        **({} if head.unchanged is None else {"unchanged": _file_json(head.unchanged)}),
         "attachments": {key: _file_json(file) for key, file in head.attachments.items()},
         "labels": head.labels.to_json(),
     }
@@ -197,8 +218,10 @@ def _head(value: dict[str, Any]) -> dict[str, Any]:
         raise CheckpointInvalid(f"a part was written at the time {time}")
     if rank >= world_size:
         raise CheckpointInvalid(f"a part says rank {rank} of {world_size}")
-    if shard.name != names.shard_file(rank):
-        raise CheckpointInvalid(f"the part of rank {rank} names the shard {shard.name!r}")
+    unchanged = _file(_get(value, "unchanged", dict)) if "unchanged" in value else None
+    for file, name in ((shard, names.shard_file(rank)), (unchanged, names.unchanged_file(rank))):
+        if file is not None and file.name != name:
+            raise CheckpointInvalid(f"the part of rank {rank} names the shard {file.name!r}")
     return {
         "run_id": _get(value, "run_id", str),
         "checkpoint": _name(_get(value, "checkpoint", str)),
@@ -206,6 +229,7 @@ def _head(value: dict[str, Any]) -> dict[str, Any]:
         "world_size": world_size,
         "time": time,
         "shard": shard,
+        "unchanged": unchanged,
         "attachments": {key: _file(file) for key, file in _get(value, "attachments", dict).items()},
         "labels": Labels.of(value.get("labels")),
     }

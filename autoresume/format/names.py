@@ -110,6 +110,11 @@ def shard_file(rank: int) -> str:
     return f"shards/rank-{rank:05d}.safetensors"
 
 
+def unchanged_file(rank: int) -> str:
+    """The tensors of a rank that were the same in its last checkpoints."""
+    return f"shards/rank-{rank:05d}-unchanged.safetensors"
+
+
 def pickle_file(rank: int, name: str) -> str:
     return f"pickles/rank-{rank:05d}-{quote(name, safe='')}.pkl"
 

@@ -49,6 +49,11 @@ def item_bytes(dtype: str) -> int:
     return _KNOWN[dtype][1]
 
 
+def aligned(size: int) -> int:
+    """Where the next file begins in an image that holds several: at the next multiple of ALIGNMENT."""
+    return size + -size % ALIGNMENT
+
+
 @dataclass(frozen=True)
 class Entry:
     """One tensor of a file: its name, dtype (torch's word without "torch."), and shape."""

@@ -1,8 +1,8 @@
 """Snapshots that stay in the node's memory after they were persisted, for the ranks that come after a death.
 
-Law: a record names an arena whose content is, byte for byte, a shard that is on disk. It is written by the
-custodian once the shard is durable, and removed by the saver before it writes into that arena again; so an arena
-that was being overwritten when its rank died has none. Whoever reads an arena verifies it as a file.
+Law: a record names an arena whose content is, byte for byte, the image of a rank's tensor files that are on disk. It
+is written by the custodian once they are durable, and removed by the saver before it writes into that arena again; so
+an arena that was being overwritten when its rank died has none. Whoever reads an arena verifies it as a file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ PREFIX = "kept-"
 
 
 def keep(mailbox: Mailbox, arena: str, checkpoint: str, rank: int, size: int) -> None:
-    """Record that the first `size` bytes of an arena are the shard of `rank` in a checkpoint."""
+    """Record that the first `size` bytes of an arena are the image of `rank` in a checkpoint."""
     mailbox.send(PREFIX + arena, {"arena": arena, "checkpoint": checkpoint, "rank": rank, "bytes": size})
 
 
@@ -30,7 +30,7 @@ def arenas(mailbox: Mailbox) -> set[str]:
 
 
 def images(mailbox: Mailbox, checkpoint: str) -> dict[tuple[int, int], Path]:
-    """Where the shards of a checkpoint lie in memory, by their rank and size."""
+    """Where the images of a checkpoint lie in memory, by their rank and size."""
     found = {}
     for name in mailbox.names(PREFIX):
         record = mailbox.receive(name)

@@ -153,4 +153,5 @@ def _snapshot(message: dict[str, Any], name: CheckpointName, arena: Arena, folde
         files=tuple(message["files"]),
         sync=dict(message["sync"]),
         labels=Labels.of(message["labels"]),
+        first_bytes=message.get("first_bytes"),
     )

@@ -56,10 +56,11 @@ class Storage(Protocol):
     def sync(self, name: str) -> None:
         """Make what was appended to a file, or published in a folder, durable. There need be none."""
 
-    def link(self, name: str, new: str) -> None:
+    def link(self, name: str, new: str, or_copy: bool = True) -> None:
         """Make `new` the same file as `name`, replacing what was there. Atomic, and durable when it returns.
 
-        Whoever publishes `name` anew later does not change `new`.
+        Whoever publishes `name` anew later does not change `new`. Where a file can't have two names it is copied, or,
+        without `or_copy`, OSError is raised.
         """
 
     def create(self, name: str, data: bytes) -> bool:

@@ -138,14 +138,14 @@ class LocalStorage:
             os.close(descriptor)
         self._sync_folder(path.parent)
 
-    def link(self, name: str, new: str) -> None:
+    def link(self, name: str, new: str, or_copy: bool = True) -> None:
         source, target = self.path(name), self.path(new)
         self._make_folder(target.parent)
         temp = Path(temporary(str(target), f"{os.getpid():x}-{secrets.token_hex(4)}"))
         try:
             os.link(source, temp)
         except OSError as error:
-            if error.errno not in _NO_LINK | {errno.EXDEV}:
+            if not or_copy or error.errno not in _NO_LINK | {errno.EXDEV}:
                 raise
             with open(source, "rb") as file, self._temporary_file(temp) as copy:
                 shutil.copyfileobj(file, copy, _DIRECT_BLOCK)

@@ -31,16 +31,16 @@ _MANY = 16
 NO_DIRECT = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
-def open_file(path: Path) -> OpenFile:
-    """For a file that is no storage's. Raises OSError."""
-    return OpenFile(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), path.name)
+def open_file(path: Path, base: int = 0) -> OpenFile:
+    """For a file that is no storage's; offsets in it are counted from `base`. Raises OSError."""
+    return OpenFile(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), path.name, base)
 
 
 class OpenFile:
     """A file that was opened for reading; it is closed with this. Any number of threads may fill from it."""
 
-    def __init__(self, descriptor: int, name: str) -> None:
-        self._descriptor, self._name = descriptor, name
+    def __init__(self, descriptor: int, name: str, base: int = 0) -> None:
+        self._descriptor, self._name, self._base = descriptor, name, base
         self._direct: int | None = None
         self._asked = False
         self._lock = threading.Lock()
@@ -61,6 +61,9 @@ class OpenFile:
         self, begin: int, end: int, targets: Sequence[Target] = (), through_cache: bool = False
     ) -> Iterator[memoryview]:
         """As `base.Reader` has it."""
+        if self._base:
+            begin, end = begin + self._base, end + self._base
+            targets = [(offset + self._base, memory) for offset, memory in targets]
         known = through_cache or end - begin < _DIRECT_FROM or pages.cached(self._descriptor, begin, end)
         if not known and (direct := self._past_the_cache()) is not None:
             begin = yield from self._fill_direct(direct, begin, end, targets)

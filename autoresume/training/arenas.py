@@ -20,6 +20,8 @@ from autoresume.training.sinks import Sink
 log = logging.getLogger("autoresume")
 
 _MOST = 2
+_SPARE_BYTES = 64 * 1024
+"""So that the header of a second tensor file, which may come later, needs no other arena."""
 
 
 class Arenas:
@@ -107,7 +109,7 @@ class Arenas:
         path = None
         if self._folder is not None:
             path = self._folder / f"arena-{self._rank:05d}-{time.monotonic_ns():x}"
-        arena = Arena(size, path)
+        arena = Arena(size + _SPARE_BYTES, path)
         if pin(arena.view(arena.size)):
             self._pinned.add(arena)
         return arena

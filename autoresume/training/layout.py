@@ -1,5 +1,7 @@
 """Which bytes of the state this rank stores, and where: planned once, reused until the state changes its form.
 
+What has not changed lately goes to a file of its own, which lies behind the other in the image.
+
 Law: planning is local and deterministic; no message is needed. State that every rank holds in full is
 split along the first dimension, in proportion to bytes, by a rule that gives every row to exactly one
 rank. State that is sharded already (DTensor), or a rank's own, is stored as it is.
@@ -8,17 +10,18 @@ rank. State that is sharded already (DTensor), or a rank's own, is stored as it 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from autoresume.errors import StateError
 from autoresume.format.manifest import Chunk, chunk_name, chunks_json
-from autoresume.format.tensorfile import Entry, Layout, item_bytes, lay_out
+from autoresume.format.tensorfile import Entry, Layout, aligned, item_bytes, lay_out
 from autoresume.training.state import Leaf
 
 
 class Copy(NamedTuple):
-    """`bytes` bytes of leaf number `leaf`, from its byte `first` on, go to byte `begin` of the file.
+    """`bytes` bytes of leaf number `leaf`, from its byte `first` on, go to byte `begin` of the image.
 
     `rows` are the same in rows of the leaf, [first, last); None: all of it.
     """
@@ -32,17 +35,36 @@ class Copy(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """The file of one rank: `chunks` and `copies` are in the file's order."""
+    """The image of one rank: `chunks` and `copies` are in its order."""
 
     signature: tuple[Any, ...]
     layout: Layout
+    unchanged: Layout | None
+    """Of the second file, if there is one."""
     chunks: tuple[Chunk, ...]
     copies: tuple[Copy, ...]
     chunks_json: bytes
 
     @property
     def bytes(self) -> int:
-        return self.layout.size
+        return self.layout.size if self.unchanged is None else aligned(self.layout.size) + self.unchanged.size
+
+    @property
+    def first_bytes(self) -> int | None:
+        """Of the first file, if there is a second."""
+        return None if self.unchanged is None else self.layout.size
+
+    @property
+    def second_copies(self) -> tuple[Copy, ...]:
+        """Those that go to the second file."""
+        return () if self.unchanged is None else self.copies[len(self.layout.entries) :]
+
+    def begin(self, image: memoryview) -> None:
+        """Write what stands in front of the tensors."""
+        image[: len(self.layout.header)] = self.layout.header
+        if self.unchanged is not None:
+            base = aligned(self.layout.size)
+            image[base : base + len(self.unchanged.header)] = self.unchanged.header
 
 
 def signature(leaves: Sequence[Leaf]) -> tuple[Any, ...]:
@@ -73,8 +95,15 @@ def shares(sizes: Sequence[int], rows: Sequence[int], rank: int, world_size: int
     return found
 
 
-def make_plan(leaves: Sequence[Leaf], rank: int, world_size: int, metadata: dict[str, str]) -> Plan:
-    """Raises StateError for tensors that the file format can't hold."""
+def make_plan(
+    leaves: Sequence[Leaf],
+    rank: int,
+    world_size: int,
+    metadata: dict[str, str],
+    unchanged: AbstractSet[str] = frozenset(),
+) -> Plan:
+    """`unchanged` names chunks that go to a file of their own. Raises StateError for tensors that the file format can't
+    hold."""
     split = sorted((index for index, leaf in enumerate(leaves) if leaf.split), key=lambda index: leaves[index].key)
     tensors = [leaves[index].tensor for index in split]
     mine = shares(
@@ -100,12 +129,17 @@ def make_plan(leaves: Sequence[Leaf], rank: int, world_size: int, metadata: dict
             raise StateError(f"two tensors are called {leaf.key!r}; names of tracked state must be unique")
         boxes[name] = index, offset, size, rows
         entries.append(Entry(name, leaf.dtype, size))
-    layout = lay_out(entries, metadata)
+    layout = lay_out([entry for entry in entries if entry.name not in unchanged], metadata)
+    places = list(zip(layout.entries, layout.begins))
+    second = None
+    if not unchanged.isdisjoint(boxes):
+        second, base = lay_out([e for e in entries if e.name in unchanged], metadata), aligned(layout.size)
+        places += [(entry, base + begin) for entry, begin in zip(second.entries, second.begins)]
     placed, copies = [], []
-    for entry, begin in zip(layout.entries, layout.begins):
+    for entry, begin in places:
         index, offset, size, rows = boxes[entry.name]
         leaf, count = leaves[index], entry.bytes
         placed.append(Chunk(leaf.key, leaf.dtype, leaf.shape, offset, size, leaf.shared, begin))
         first = rows[0] * (count // (rows[1] - rows[0])) if rows is not None else 0
         copies.append(Copy(index, rows, first, count, begin))
-    return Plan(signature(leaves), layout, tuple(placed), tuple(copies), chunks_json(placed))
+    return Plan(signature(leaves), layout, second, tuple(placed), tuple(copies), chunks_json(placed))

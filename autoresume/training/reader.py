@@ -34,7 +34,7 @@ class CheckpointReader:
     def __init__(
         self, storage: Storage, manifest: Manifest, rank: int, images: Mapping[tuple[int, int], Path] | None = None
     ) -> None:
-        """`images`: shards that this node's memory holds, by rank and size.
+        """`images`: what this node's memory holds of tensor files, by rank and size.
 
         Raises CheckpointInvalid if a part is not what the manifest says.
         """
@@ -84,6 +84,15 @@ class CheckpointReader:
         """What the writer noted about the run (rank 0's)."""
         return self.parts[0].about
 
+    @property
+    def unchanged(self) -> frozenset[str]:
+        """The names of what this rank has in a second tensor file."""
+        part = self.parts[self.rank]
+        if not self.exact or part.unchanged is None:
+            return frozenset()
+        begin = part.image[1][0]
+        return frozenset(chunk.name for chunk in part.chunks if chunk.begin >= begin)
+
     def attachment(self, key: str) -> bytes:
         """A pickled object's bytes, verified. Raises CheckpointInvalid."""
         file = self.parts[self.rank].attachments.get(key)
@@ -123,12 +132,11 @@ class CheckpointReader:
             for part, chunk in pieces:
                 plan.put(target, box, part, chunk, whole)
             results.append(target)
-        shards = [self.parts[rank].shard for rank in plan.files]
-        images = {
-            s.name: self._images[rank, s.bytes]
-            for rank, s in zip(plan.files, shards)
-            if (rank, s.bytes) in self._images
-        }
+        images = {}
+        for rank, begin in plan.files:
+            image = self._images.get((rank, self.parts[rank].image_bytes))
+            if image is not None:
+                images[plan.files[rank, begin].file.name] = image, begin
         fetch(self.storage, self.manifest.checkpoint, list(plan.files.values()), images)
         plan.finish()
         reach("restore.read")
@@ -197,17 +205,19 @@ class _Plan:
     """Which bytes of which files go where, for any number of boxes."""
 
     def __init__(self) -> None:
-        self.files: dict[int, Wanted] = {}
+        self.files: dict[tuple[int, int], Wanted] = {}
+        """By the rank, and the byte of its image that the file begins at."""
         self._staged: list[tuple[torch.Tensor, torch.Tensor]] = []
         """Bytes that don't lie as they are wanted, read to the side, and the tensors that they are copied to."""
 
     def put(self, target: torch.Tensor, box: Box, part: Part, chunk: Chunk, whole: bool) -> None:
         """Fill what `target`, which is `box`, has of a chunk. `whole`: other ranks of this node want it, too."""
-        file = self.files.get(part.rank)
+        base, record = max(one for one in part.image if one[0] <= chunk.begin)
+        file = self.files.get((part.rank, base))
         if file is None:
-            file = self.files[part.rank] = Wanted(part.shard)
+            file = self.files[part.rank, base] = Wanted(record)
         if box == (chunk.offset, chunk.size) and target.is_contiguous():
-            file.want(chunk.begin, _bytes(target), chunk.shared and whole)
+            file.want(chunk.begin - base, _bytes(target), chunk.shared and whole)
             return
         common = _overlap(box, (chunk.offset, chunk.size))
         assert common is not None
@@ -215,7 +225,7 @@ class _Plan:
         if not count:
             return
         first, span = _span(common, (chunk.offset, chunk.size))
-        begin = chunk.begin + first * target.element_size()
+        begin = chunk.begin - base + first * target.element_size()
         where, room = _span(common, box)
         if span == room == count and target.is_contiguous():
             source = target.view(-1)[where : where + count]

@@ -72,6 +72,10 @@ class Recapture:
         self._names, self._known = tuple(objects), (known_equal, promised)
         return taken
 
+    def forget(self) -> None:
+        """Read everything anew the next time."""
+        self._names = ()
+
     # -- the first time, and whenever the form has changed -----------------------------------------
 
     def _anew(self, objects: Mapping[str, Any], known_equal: frozenset[int], promised: frozenset[str]) -> Taken:

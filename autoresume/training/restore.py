@@ -58,6 +58,8 @@ class Restored:
     """Newer checkpoints that were not chosen, each with its reason."""
     about: dict[str, Any]
     """What its writer noted (rank 0's)."""
+    unchanged: frozenset[str] = frozenset()
+    """What lies in this rank's second tensor file."""
 
 
 def choose_and_read(
@@ -294,7 +296,7 @@ def _read(
     files = tuple(key for key in reader.parts[0].attachments if sidefiles.is_one(key) and only is None)
     for file in files:
         reader.verify_attachment(file)
-    return Restored(manifest, states, reader.exact, files, [], reader.about)
+    return Restored(manifest, states, reader.exact, files, [], reader.about, reader.unchanged)
 
 
 def load(name: str, target: Any, state: Any) -> None:

@@ -37,6 +37,7 @@ from autoresume.training.recapture import Recapture, without_collections
 from autoresume.training.recapture import Taken as Captured
 from autoresume.training.sinks import Sealed, Sink
 from autoresume.training.state import Leaf, capture, known_equal_storages
+from autoresume.training.unchanged import Unchanged
 
 log = logging.getLogger("autoresume")
 
@@ -55,6 +56,7 @@ class _Pending:
     """A snapshot whose copies are not joined yet."""
 
     sealed: Sealed
+    plan: layout.Plan
     copying: Copying
     guard: Guard
     events: list[tuple[torch.device, Any]]
@@ -86,11 +88,14 @@ class Saver:
         sink: Sink,
         arena_folder: Path | None,
         fallback: Callable[[], Sink],
+        unchanged: Unchanged | None = None,
     ) -> None:
         self.run_id, self.ranks, self.sink = run_id, ranks, sink
         self.torn: set[str] = set()
         """Names of snapshots that were given up, because their memory changed while it was copied."""
+        self.unchanged = unchanged or Unchanged()
         self.overlaps = True
+        self._trusts_unchanged = True
         self.joined_seconds = 0.0
         """How long optimizer steps have waited for copies since the last save."""
         self._fallback = fallback
@@ -101,6 +106,7 @@ class Saver:
         self._recapture = Recapture()
         self._plan: layout.Plan | None = None
         self._plan_form: object = None
+        self._plan_unchanged: frozenset[str] = frozenset()
         self._unverified: list[Leaf] | None = None
         """What was planned ahead, until the ranks meet at the first save."""
         self._split: str | None = None
@@ -146,6 +152,9 @@ class Saver:
         began = time.monotonic()
         reach("save.begin")
         self.settle()
+        self.unchanged.settle()
+        if self._plan_unchanged != self.unchanged.names:
+            self._recapture.forget()  # some tensors go to another file
         self.joined_seconds = 0.0
         with without_collections():
             with span("capture"):
@@ -155,7 +164,7 @@ class Saver:
         with span("wait for memory"):
             arena = self._arenas.free(plan.bytes)
         image = arena.view(plan.bytes)
-        image[: len(plan.layout.header)] = plan.layout.header
+        plan.begin(image)
         rank = self.ranks.rank
         snapshot = Snapshot(
             run_id=self.run_id,
@@ -171,11 +180,12 @@ class Saver:
             files=files,
             sync=dict(sync or {}),
             labels=labels or Labels(),
+            first_bytes=plan.first_bytes,
         )
-        late = frozenset[int]() if urgent or not self.overlaps else self._stays(captured)
+        late = frozenset[int]() if urgent or not self.overlaps else self._stays(captured, plan)
         copies = self._recipe(captured, plan, arena, late).copies(captured.tensors)
         with span("copy at the boundary"):
-            self._copy(copies, captured.tensors, Sealed(snapshot, arena))
+            self._copy(copies, captured.tensors, Sealed(snapshot, arena), plan)
         if urgent:
             self.settle()
         return Taken(name, snapshot.bytes, time.monotonic() - began)
@@ -203,19 +213,22 @@ class Saver:
             self._hand_over_here(pending.sealed, error)
             return
         if not whole:
-            self.overlaps = False
+            self.overlaps, self._trusts_unchanged = self._trusts_unchanged and pending.plan.unchanged is not None, False
             self.torn.add(str(pending.sealed.snapshot.checkpoint))
             log.warning(
-                "the snapshot of step %d is given up: this script writes to its parameters, or to the optimizer's "
+                "the snapshot of step %d is given up: this script writes to its parameters, %sor to the optimizer's "
                 "state, between a step boundary and the next optimizer.step(), while they were being copied. From now "
-                "on saves copy everything at the boundary, which takes a little longer.",
+                "on saves copy %s at the boundary, which takes a little longer.",
                 pending.sealed.snapshot.checkpoint.step,
+                "to what was the same in several saves, " if self.overlaps else "",
+                "what seemed to be frozen" if self.overlaps else "everything",
             )
 
     def close(self) -> None:
         """Arenas in the daemon's folder stay: it keeps them for the ranks that may come next."""
         self._hook.remove()
         self.settle()
+        self.unchanged.settle()
         self.sink.close()
         self._arenas.close()
         self._pool.shutdown()
@@ -227,16 +240,18 @@ class Saver:
         if self.sink is not before:
             return  # what was being copied could not be handed over either, and has brought us here already
         log.warning("%s", why)
+        self.unchanged.settle()
         self.sink = self._fallback()
         self._arenas.abandon()
 
     # -- the copies -------------------------------------------------------------------------------
 
-    def _copy(self, copies: Copies, tensors: list[torch.Tensor], sealed: Sealed) -> None:
+    def _copy(self, copies: Copies, tensors: list[torch.Tensor], sealed: Sealed, plan: layout.Plan) -> None:
         if not copies.waits and not copies.device:
             copies.at_boundary(self._pool, self._threads)
             reach("save.copied")
             self._hand_over(sealed)
+            self.unchanged.look(sealed.snapshot.image, plan.chunks, self._pool)
             return
         guard = Guard(copies)
         now = self._streams.start(copies.device)
@@ -244,7 +259,7 @@ class Saver:
         late = self._streams.start(copies.late_device)
         copies.at_boundary(self._pool, self._threads)
         copying = Copying(copies.late, self._pool, self._threads // 2 - 1)
-        pending = _Pending(sealed, copying, guard, late, tensors)
+        pending = _Pending(sealed, plan, copying, guard, late, tensors)
         pending.whole = self._pool.submit(self._finish, pending, now + late)
         self._pending = pending
 
@@ -268,6 +283,7 @@ class Saver:
         with span("hand over"):
             self.sink.submit(pending.sealed)
         reach("save.sealed")
+        self.unchanged.look(pending.sealed.snapshot.image, pending.plan.chunks, self._pool)
         return True
 
     def _before_step(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
@@ -283,15 +299,17 @@ class Saver:
                 self._streams.hold(pending.events)
             self.joined_seconds += time.monotonic() - began
 
-    def _stays(self, captured: Captured) -> frozenset[int]:
-        """Addresses of the memory that is written to by the next optimizer step, and not before.
+    def _stays(self, captured: Captured, plan: layout.Plan) -> frozenset[int]:
+        """Addresses of the memory that is written to by the next optimizer step, and not before, or not at all.
 
         Only of optimizers that were seen to step just now: one whose step is compiled, or part of a captured CUDA
         graph, is not seen, and nothing would wait for the copy.
         """
-        made_for = (captured.form, tuple(self._stepped))
+        made_for = (captured.form, tuple(self._stepped), self._trusts_unchanged)
         if made_for != self._late_for:
             found: set[int] = set()
+            if self._stepped and self._trusts_unchanged:
+                found.update(_address(captured.tensors[copy.leaf]) for copy in plan.second_copies)
             for optimizer in self._stepped.values():
                 for group in optimizer.param_groups:
                     found.update(_address(parameter) for parameter in group["params"])
@@ -335,7 +353,8 @@ class Saver:
         self._unverified = None
         if leaves is not None:
             leaves = self._verified(self._demote(leaves))
-            if self._plan is None or self._plan.signature != layout.signature(leaves):
+            planned_for = self._plan and (self._plan.signature, self._plan_unchanged)
+            if planned_for != (layout.signature(leaves), self.unchanged.names):
                 self._plan = self._make_plan(leaves)
             self._plan_form = captured.form
         assert self._plan is not None
@@ -344,7 +363,8 @@ class Saver:
 
     def _make_plan(self, leaves: list[Leaf]) -> layout.Plan:
         # Nothing of this run in the file: equal states make equal files, whoever wrote them.
-        return layout.make_plan(leaves, self.ranks.rank, self.ranks.world_size, {"format": "pt"})
+        self._plan_unchanged = self.unchanged.names
+        return layout.make_plan(leaves, self.ranks.rank, self.ranks.world_size, {"format": "pt"}, self._plan_unchanged)
 
     def _demote(self, leaves: list[Leaf]) -> list[Leaf]:
         return [_own(leaf) if leaf.key in self._demoted else leaf for leaf in leaves] if self._demoted else leaves

@@ -141,6 +141,7 @@ class DaemonSink:
                 "run_folder": str(self._run_folder),
                 "arena": arena.path.name,
                 "bytes": len(snapshot.image),
+                "first_bytes": snapshot.first_bytes,
                 "run_id": snapshot.run_id,
                 "checkpoint": str(snapshot.checkpoint),
                 "rank": snapshot.rank,

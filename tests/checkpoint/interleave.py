@@ -20,6 +20,19 @@ class Crashed(BaseException):
     """The actor's process was killed before its next operation."""
 
 
+class Opened:
+    """A file of it, as it was when it was opened."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = memoryview(data)
+
+    def fill(self, begin: int, end: int, targets: object = (), through_cache: bool = False) -> Iterator[memoryview]:
+        yield self._data[begin:end]
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 class Memory:
     """A storage in memory; each verb is atomic. `before` is called ahead of each, `look` after each that changes it."""
 
@@ -46,6 +59,12 @@ class Memory:
         into[:] = self.files[name][offset : offset + len(into)]
         return b""
 
+    def reader(self, name: str) -> Opened:
+        self.before("open")
+        if name not in self.files:
+            raise FileNotFoundError(name)
+        return Opened(self.files[name])
+
     def write(self, name: str, data: bytes | memoryview) -> None:
         self.before(f"write {name}")
         self.files[name] = bytes(data)
@@ -68,6 +87,13 @@ class Memory:
 
     def sync(self, name: str) -> None:
         """There is nothing behind this memory."""
+
+    def link(self, name: str, new: str, or_copy: bool = True) -> None:
+        self.before(f"link {name}")
+        if name not in self.files:
+            raise FileNotFoundError(name)
+        self.files[new] = self.files[name]
+        self.look()
 
     def move(self, folder: str, new: str) -> None:
         self.before(f"move {folder}")
@@ -185,6 +211,9 @@ class Inline:
         """Nothing is left to wait for."""
 
     map = staticmethod(map)
+
+    def shutdown(self, **how: bool) -> None:
+        """Nothing is left to wait for."""
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
         value = function(*arguments)

@@ -27,7 +27,7 @@ from autoresume.format import names
 from autoresume.format.digest import canonical
 from autoresume.format.manifest import Chunk, chunks_json
 from autoresume.format.names import CheckpointName
-from autoresume.format.tensorfile import Entry, lay_out
+from autoresume.format.tensorfile import Entry, aligned, lay_out
 from autoresume.loggers.journal import Journal
 from autoresume.storage import LocalStorage
 
@@ -37,6 +37,8 @@ KEEP = Keep(last=2)
 BEST = f"{names.FILES}/best.pt"
 ORDERS = ["in turn", "at once"]
 """Rank 1 persists after rank 0 looked for all parts; or both persist, and then both see all parts."""
+FROZEN = 7
+"""Bytes that are the same in each checkpoint."""
 
 Told = Callable[[CheckpointName], None]
 
@@ -46,18 +48,33 @@ def name_of(step: int, incarnation_number: int) -> CheckpointName:
 
 
 def snapshot(
-    name: CheckpointName, rank: int, image_bytes: int = 4, run_id: str = RUN_ID, files: tuple[str, ...] = ()
+    name: CheckpointName,
+    rank: int,
+    image_bytes: int = 4,
+    run_id: str = RUN_ID,
+    files: tuple[str, ...] = (),
+    frozen: int | None = None,
 ) -> Snapshot:
-    """Half of a shared tensor "model/w", a tensor of this rank's own, an attachment, and the run's side files."""
+    """Half of a shared tensor "model/w", a tensor of this rank's own, an attachment, and the run's side files.
+
+    With `frozen`, a second tensor file too, whose tensor is of so many bytes, the same at each step.
+    """
     shape = (WORLD_SIZE * image_bytes,)
     layout = lay_out([Entry("model/w[half]", "uint8", (image_bytes,)), Entry("rng", "uint8", (5,))], {})
-    image = memoryview(mmap.mmap(-1, layout.size))  # as a rank's arena is: aligned, so that it is written as it lies
+    second = lay_out([Entry("frozen", "uint8", (frozen or 0,))], {})
+    base, size = aligned(layout.size), layout.size if frozen is None else aligned(layout.size) + second.size
+    image = memoryview(mmap.mmap(-1, size))  # as a rank's arena is: aligned, so that it is written as it lies
     image[: len(layout.header)] = layout.header
     fill = bytes((name.step * 7 + name.incarnation * 3 + rank + place) % 256 for place in range(256))
     for begin, entry in zip(layout.begins, layout.entries):
         image[begin : begin + entry.bytes] = (fill * (entry.bytes // 256 + 1))[: entry.bytes]
     half = Chunk("model/w", "uint8", shape, (rank * image_bytes,), (image_bytes,), True, layout.begins[0])
     own = Chunk("rng", "uint8", (5,), (0,), (5,), False, layout.begins[1])
+    chunks = [half, own]
+    if frozen is not None:
+        image[base : base + len(second.header)] = second.header
+        image[base + second.begins[0] :] = bytes([rank + 1]) * frozen
+        chunks.append(Chunk("frozen", "uint8", (frozen,), (0,), (frozen,), False, base + second.begins[0]))
     return Snapshot(
         run_id=run_id,
         checkpoint=name,
@@ -65,7 +82,7 @@ def snapshot(
         world_size=WORLD_SIZE,
         time=1700000000.0 + name.step,
         image=image,
-        chunks=chunks_json((half, own)),
+        chunks=chunks_json(chunks),
         tree=canonical(
             {
                 "model": {"w": {"$": "tensor", "key": "model/w"}},
@@ -77,6 +94,7 @@ def snapshot(
         attachments={"env": (names.pickle_file(rank, "env"), fill[:9])},
         sync={names.JOURNAL: 0},
         files=files,
+        first_bytes=None if frozen is None else layout.size,
     )
 
 
@@ -122,7 +140,8 @@ def live(
             storage.write(BEST, best(step))
             files = enclose(storage, name)
             snapshots = [
-                snapshot(name, rank, image_bytes, files=files if rank == 0 else ()) for rank in range(WORLD_SIZE)
+                snapshot(name, rank, image_bytes, files=files if rank == 0 else (), frozen=FROZEN)
+                for rank in range(WORLD_SIZE)
             ]
             if order == "at once":
                 for one in snapshots:
@@ -145,7 +164,10 @@ def check(storage: LocalStorage, acknowledged: list[CheckpointName], image_bytes
         if judge(storage, name, RUN_ID).problem is None:
             assert verify(storage, name, RUN_ID) is None, f"{name} is judged valid, and is torn"
             for rank in range(WORLD_SIZE):
-                assert storage.read(name.shard(rank)) == snapshot(name, rank, image_bytes).image, f"{name} differs"
+                saved = snapshot(name, rank, image_bytes, frozen=FROZEN)
+                assert storage.read(name.shard(rank)) == saved.shard, f"{name} differs"
+                unchanged = storage.read(name.inside(names.unchanged_file(rank)))
+                assert unchanged == saved.unchanged, f"what is unchanged in {name} differs"
             assert storage.read(name.inside(BEST)) == best(name.step), f"the side file of {name} differs"
             valid.append(name)
     if acknowledged:

@@ -161,18 +161,20 @@ IMAGES = {
 }
 
 
+@pytest.mark.parametrize("before", [0, 4096])
 @pytest.mark.parametrize("what", [*IMAGES, "gone"])
 def test_an_image_in_memory(
-    storage: LocalStorage, content: bytes, what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    storage: LocalStorage, content: bytes, what: str, before: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is right in it is used, and everything else is read from the file, which is told to nobody but debuggers."""
+    """What is right in it is used, and everything else is read from the file, which is told to nobody but debuggers.
+    Another file may lie before it in the same memory."""
     image = tmp_path / "arena"
     if what in IMAGES:
-        image.write_bytes(IMAGES[what](content))
+        image.write_bytes(bytes(before) + IMAGES[what](content))
     file = record(content)
     wanted, (memory,) = wish(file, [(0, SIZE)])
     caplog.set_level(logging.DEBUG, "autoresume")
-    fetch(storage, NAME, [wanted], {file.name: image})
+    fetch(storage, NAME, [wanted], {file.name: (image, before)})
     assert bytes(memory) == content
     assert [record.levelno for record in caplog.records if "image in memory" in record.message][:1] == (
         [] if what == "whole" else [logging.DEBUG]
@@ -184,5 +186,5 @@ def test_a_whole_image_needs_no_file(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "arena").write_bytes(content)
     file = record(content)
     wanted, (memory,) = wish(file, [(0, SIZE)])
-    fetch(LocalStorage(tmp_path / "empty"), NAME, [wanted], {file.name: tmp_path / "arena"})
+    fetch(LocalStorage(tmp_path / "empty"), NAME, [wanted], {file.name: (tmp_path / "arena", 0)})
     assert bytes(memory) == content

@@ -243,7 +243,7 @@ def test_any_part(
             read = Part.from_bytes(spelled(part))
         except CheckpointInvalid:
             return
-        manifest["parts"][rank][3] = [[file.name, file.bytes] for file in (read.shard, *read.attachments.values())]
+        manifest["parts"][rank][3] = [[file.name, file.bytes] for file in read.all_files]
     put(storage, manifest, spelled(part), rank)
     read_all(storage)
     storage.remove(NEWEST.manifest)

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from interleave import Inline, Memory, Run, schedules
-from lives import RUN_ID, WORLD_SIZE, begin, name_of, newest_valid, snapshot
+from lives import FROZEN, RUN_ID, WORLD_SIZE, begin, name_of, newest_valid, snapshot
 
-from autoresume.checkpoint import commit, discover, incarnation, persist
+from autoresume.checkpoint import commit, discover, fetch, incarnation, persist
 from autoresume.checkpoint.commit import commit_if_complete
 from autoresume.checkpoint.custody import settle
 from autoresume.checkpoint.discover import complete_commits, judge, listing
@@ -31,7 +31,7 @@ OLD, NEW = name_of(10, 1), name_of(20, 1)
 
 @pytest.fixture(autouse=True)
 def inline(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (commit, discover, persist):
+    for module in (commit, discover, fetch, persist):
         monkeypatch.setattr(module, "ThreadPoolExecutor", Inline)
 
 
@@ -44,7 +44,7 @@ class World:
         self.number = begin(self.storage)
         guard = incarnation.guard(self.storage, self.number)
         for rank in range(WORLD_SIZE):
-            persist.persist(self.storage, snapshot(OLD, rank), guard)
+            persist.persist(self.storage, snapshot(OLD, rank, frozen=FROZEN), guard)
         commit_if_complete(self.storage, OLD, guard)
         self.chosen: list[tuple[CheckpointName | None, CheckpointName | None]] = []
         self.claimed: list[int] = []
@@ -74,7 +74,7 @@ class World:
         def act() -> None:
             guard = incarnation.guard(self.storage, self.number)
             with self.unless_over(self.number):
-                persist.persist(self.storage, snapshot(NEW, rank), guard)
+                persist.persist(self.storage, snapshot(NEW, rank, frozen=FROZEN), guard)
                 if commit_if_complete(self.storage, NEW, guard, WORLD_SIZE) is not None:
                     settle(self.storage, NEW, Keep(last=1), guard, False)
 
@@ -102,7 +102,7 @@ class World:
             self.chosen.append((before[0] if before else None, chosen))
             own = name_of((chosen.step if chosen else 0) + 10, number)
             for rank in range(WORLD_SIZE):
-                persist.persist(self.storage, snapshot(own, rank), guard)
+                persist.persist(self.storage, snapshot(own, rank, frozen=FROZEN), guard)
             if commit_if_complete(self.storage, own, guard, WORLD_SIZE) is not None:
                 settle(self.storage, own, Keep(last=1), guard, False)
 

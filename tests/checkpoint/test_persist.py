@@ -22,8 +22,10 @@ from autoresume.checkpoint.discover import judge
 from autoresume.checkpoint.persist import Snapshot, persist
 from autoresume.checkpoint.verify import verify
 from autoresume.errors import CheckpointInvalid, StaleIncarnation, StorageFailed, StorageFull
+from autoresume.format import names
 from autoresume.format.manifest import Manifest, Part
 from autoresume.format.names import CheckpointName
+from autoresume.storage.local import LocalStorage
 
 NAME = lives.name_of(10, 1)
 
@@ -61,7 +63,7 @@ def test_the_part_describes_what_was_written(storage: UnsyncedStorage) -> None:
     part = Part.from_bytes(storage.read(NAME.part(1)))
     assert part.to_bytes() == storage.read(NAME.part(1))
     assert storage.read(NAME.shard(1)) == snapshot.image
-    for file in (part.shard, *part.attachments.values()):
+    for file in part.all_files:
         assert storage.size(NAME.inside(file.name)) == file.bytes
 
 
@@ -284,3 +286,97 @@ def test_persisting_again_after_a_failure(storage: UnsyncedStorage) -> None:
         persist(storage, lives.snapshot(NAME, rank), free)
     assert commit_if_complete(storage, NAME, free) is not None
     assert verify(storage, NAME) is None
+
+
+# -- what is unchanged --------------------------------------------------------------------------------
+
+
+def write_with_unchanged(storage: LocalStorage, step: int, frozen: int = 9, commit: bool = True) -> CheckpointName:
+    name = lives.name_of(step, 1)
+    for rank in range(2):
+        persist(storage, lives.snapshot(name, rank, frozen=frozen), free)
+    if commit:
+        commit_if_complete(storage, name, free)
+    return name
+
+
+def second_file(storage: LocalStorage, name: CheckpointName, rank: int = 0) -> os.stat_result:
+    return os.stat(storage.path(name.inside(names.unchanged_file(rank))))
+
+
+def test_what_is_unchanged_is_written_once(storage: UnsyncedStorage) -> None:
+    """A second tensor file with the digests that the checkpoint before has is the same file, for each rank its own; and
+    whichever of the checkpoints goes, the others stay whole."""
+    first, second, third = (write_with_unchanged(storage, step) for step in (10, 20, 30))
+    for rank in range(2):
+        assert second_file(storage, first, rank).st_ino == second_file(storage, third, rank).st_ino
+        assert second_file(storage, third, rank).st_nlink == 3
+    assert second_file(storage, first, 0).st_ino != second_file(storage, first, 1).st_ino
+    storage.remove(first.folder)
+    for name in (second, third):
+        assert verify(storage, name) is None
+    assert Part.from_bytes(storage.read(third.part(0))).to_bytes() == storage.read(third.part(0))
+
+
+def test_what_has_changed_is_written_anew(storage: UnsyncedStorage) -> None:
+    """Other digests, or another length, make another file, and the checkpoint before keeps its own."""
+    first, second = write_with_unchanged(storage, 10), write_with_unchanged(storage, 20, frozen=8)
+    assert second_file(storage, first).st_nlink == second_file(storage, second).st_nlink == 1
+    assert verify(storage, first) is None
+    assert verify(storage, second) is None
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOSYS])
+def test_where_files_can_not_have_two_names(
+    storage: UnsyncedStorage, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Each checkpoint has its own copy then, from memory: nothing is read back."""
+
+    def fail(source: Path, target: Path) -> None:
+        raise OSError(number, os.strerror(number), str(source))
+
+    first = write_with_unchanged(storage, 10)
+    monkeypatch.setattr(os, "link", fail)
+    monkeypatch.setattr("shutil.copyfileobj", None)
+    second = write_with_unchanged(storage, 20)
+    assert second_file(storage, first).st_ino != second_file(storage, second).st_ino
+    assert verify(storage, second) is None
+
+
+def test_what_was_there_before_is_looked_for_in_several(storage: UnsyncedStorage) -> None:
+    """The newest one may be without its part, damaged, or on its way out: an older one will do, or none."""
+    first, second, third = (write_with_unchanged(storage, step, commit=False) for step in (10, 20, 30))
+    storage.remove(third.part(0))
+    storage.write(second.part(0), b"damaged")
+    assert second_file(storage, write_with_unchanged(storage, 40)).st_ino == second_file(storage, first).st_ino
+    for name in (first, second, third, lives.name_of(40, 1)):
+        storage.remove(name.inside(names.unchanged_file(0)))
+    fifth = write_with_unchanged(storage, 50)
+    assert second_file(storage, fifth).st_nlink == 1
+    assert verify(storage, fifth) is None
+
+
+def test_what_another_life_wrote_is_read_first(storage: UnsyncedStorage) -> None:
+    """A file that the disk has spoilt since does not become part of a new life's checkpoints; a right one does."""
+    first = write_with_unchanged(storage, 10)
+    with open(storage.path(first.inside(names.unchanged_file(1))), "r+b") as file:
+        file.seek(4096)
+        file.write(b"x")
+    name = lives.name_of(20, 2)
+    for rank in range(2):
+        persist(storage, lives.snapshot(name, rank, frozen=9), free)
+    assert commit_if_complete(storage, name, free) is not None
+    assert verify(storage, name) is None
+    assert second_file(storage, name, 0).st_ino == second_file(storage, first, 0).st_ino
+    assert second_file(storage, name, 1).st_ino != second_file(storage, first, 1).st_ino
+
+
+def test_room_is_needed_only_for_what_is_written(storage: UnsyncedStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a nearly full disk a checkpoint whose large file is linked is still written; one with a new file is not."""
+    size = 10**6
+    write_with_unchanged(storage, 10, frozen=size)
+    monkeypatch.setattr(storage, "free_bytes", lambda: 64 * 1024 * 1024 + size // 2)
+    assert verify(storage, write_with_unchanged(storage, 20, frozen=size)) is None
+    with pytest.raises(StorageFull, match=r"needs 1\.\d MB"):
+        write_with_unchanged(storage, 30, frozen=size + 1)
+    assert not storage.list(lives.name_of(30, 1).parts)

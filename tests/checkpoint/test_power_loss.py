@@ -137,8 +137,8 @@ def test_a_rank_dies_and_then_power_is_lost(memory: Path, completed_by: str) -> 
             storage.write(
                 "metrics.jsonl", b"".join(b'{"step":%d,"time":1.0,"values":{}}\n' % step for step in range(1, 21))
             )
-            persist(storage, lives.snapshot(name, 0, files=files), guard)
-            where = dies_at(storage, nth, lambda: persist(storage, lives.snapshot(name, 1), guard))
+            persist(storage, lives.snapshot(name, 0, files=files, frozen=lives.FROZEN), guard)
+            where = dies_at(storage, nth, lambda: persist(storage, lives.snapshot(name, 1, frozen=lives.FROZEN), guard))
             if completed_by == "the next life":
                 lives.live(storage, 0, acknowledged.append)
             elif commit_if_complete(storage, name, guard, lives.WORLD_SIZE) is not None:

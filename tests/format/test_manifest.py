@@ -84,6 +84,7 @@ def parts(draw: st.DrawFn, rank: int | None = None, world_size: int | None = Non
         world_size=world_size,
         time=draw(times),
         shard=draw(files(st.just(names.shard_file(rank)), room)),
+        unchanged=draw(st.none() | files(st.just(names.unchanged_file(rank)))),
         chunks=held,
         attachments=draw(st.dictionaries(st.text(max_size=4), files(), max_size=2)),
         labels=draw(labels),
@@ -146,7 +147,8 @@ def test_the_manifest_is_the_same_for_any_order_of_parts(made: list[Part], rando
     found = []
     for rank, part in enumerate(made):
         shard = replace(part.shard, name=names.shard_file(rank))
-        part = replace(part, rank=rank, world_size=world_size, shard=shard)
+        unchanged = part.unchanged and replace(part.unchanged, name=names.unchanged_file(rank))
+        part = replace(part, rank=rank, world_size=world_size, shard=shard, unchanged=unchanged)
         found.append((part, entry_of(part, part.to_bytes())))
     first = manifest_of(list(found))
     shuffled = list(found)
@@ -157,8 +159,7 @@ def test_the_manifest_is_the_same_for_any_order_of_parts(made: list[Part], rando
     assert first.time == made[0].time
     assert first.digest == digest(first.to_bytes())
     assert first.total_bytes == sum(
-        len(part.to_bytes()) + part.shard.bytes + sum(file.bytes for file in part.attachments.values())
-        for part, _ in found
+        len(part.to_bytes()) + sum(file.bytes for file in part.all_files) for part, _ in found
     )
 
 
@@ -197,7 +198,7 @@ def test_the_head_of_a_part_is_read_without_the_rest(part: Part) -> None:
     """What a commit needs is the same whether all of a part is parsed or its beginning, whatever its names spell."""
     part = replace(part, run_id='run,"chunks":[,"tree":', attachments={**part.attachments, "chunks": part.shard})
     head = PartHead.from_bytes(part.to_bytes())
-    assert head == PartHead(*(getattr(part, name) for name in PartHead.__dataclass_fields__))
+    assert head == PartHead(**{name: getattr(part, name) for name in PartHead.__dataclass_fields__})
     assert entry_of(head, part.to_bytes()) == entry_of(part, part.to_bytes())
 
 
@@ -310,8 +311,8 @@ def test_a_part_of_another_form_is_refused(way: tuple[Any, ...], new: Any) -> No
         found = Part.from_bytes(data)
     except CheckpointInvalid:
         return
-    assert all(names.is_inside(file.name) for file in (found.shard, *found.attachments.values()))
-    assert all(chunk.begin + chunk.bytes <= found.shard.bytes for chunk in found.chunks)
+    assert all(names.is_inside(file.name) for file in found.all_files)
+    assert all(chunk.begin + chunk.bytes <= found.image_bytes for chunk in found.chunks)
     assert found.rank < found.world_size
 
 

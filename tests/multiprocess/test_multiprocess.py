@@ -9,6 +9,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from autoresume.checkpoint.discover import listing
+from autoresume.checkpoint.verify import verify
+from autoresume.format.names import CheckpointName, unchanged_file
+from autoresume.storage import LocalStorage
+
 SCRIPT = Path(__file__).with_name("train.py")
 STEPS = 4 * 12
 pytestmark = pytest.mark.timeout(600)
@@ -142,6 +147,33 @@ def test_ranks_go_on_from_memory(damaged: str, uninterrupted, tmp_path: Path) ->
     assert not (folder / "aside").exists()
     assert_same(folder, uninterrupted(2))
     nothing_left(folder, memory)
+
+
+@pytest.mark.parametrize("damaged", ["shards", "arenas"])
+def test_frozen_weights_in_memory_and_on_the_disk(damaged: str, uninterrupted, tmp_path: Path) -> None:
+    """The same with a frozen encoder, which the checkpoints before the kill share as a file: each of both ranks goes on
+    from what is right, a file that was damaged on the disk is in no later checkpoint, and what is trained ends the same
+    as without the encoder."""
+    folder, memory = tmp_path / "run", tmp_path / "memory"
+    memory.mkdir()
+    command = with_daemon(2, "--in-place", "2", "--max-restarts", "0")
+    done = launch(folder, command, memory, EVENTS="1:30:1:KILL:self", DAMAGE=damaged, FROZEN="1", COMMITTED="28")
+    assert done.returncode == 0, done.stderr
+    assert [life["ended"]["how"] for life in lives(folder)] == ["died", "finished"]
+    assert lives(folder)[1]["began"]["step"] == 28
+    assert metrics(folder) == metrics(uninterrupted(2))
+    storage, (last, before) = LocalStorage(folder), checkpoints(folder)
+    assert verify(storage, last) is None
+    for rank in range(2):
+        one, other = (os.stat(storage.path(name.inside(unchanged_file(rank)))) for name in (last, before))
+        assert one.st_ino == other.st_ino
+        assert one.st_size > 7 * 40_000 * 4  # each rank holds all of it, and nobody promised that they are equal
+    nothing_left(folder, memory)
+
+
+def checkpoints(folder: Path) -> list[CheckpointName]:
+    """Newest first."""
+    return listing(LocalStorage(folder))
 
 
 @pytest.mark.parametrize("events", ["1:12:0:TERM:parent", "1:12:1:USR2:self", "1:12:0:USR1:parent"])

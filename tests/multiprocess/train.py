@@ -6,6 +6,8 @@ Targets are self, parent (torchrun, or the launcher) and daemon.
 DAMAGE says what of the last life's snapshots is overwritten before ranks that torchrun starts again read it: "shards"
 on the disk, or "arenas" in memory.
 
+FROZEN, if it is set, tracks a frozen encoder, too.
+
 COMMITTED says which step's checkpoint has to be committed before a signal is sent.
 """
 
@@ -87,6 +89,9 @@ def main(run: Run) -> None:
         Points(), batch_size=8 // run.world_size, shuffle=True, num_workers=int(os.environ.get("WORKERS", "0"))
     )
     run.track(model=model, optimizer=optimizer, scheduler=scheduler)
+    encoder = nn.Linear(6, 40_000).requires_grad_(False)
+    if os.environ.get("FROZEN"):
+        run.track(encoder=encoder)
     run.state.seen = 0.0
     for x, y in run.batches(loader, epochs=4):
         loss = nn.functional.cross_entropy(model(x * (1 + 0.1 * random.random()) + float(np.random.rand())), y)

@@ -53,15 +53,29 @@ def folder(tmp_path: Path) -> Path:
         objects: dict[str, Any] = {"model": model, "optimizer": optimizer, "state": values}
         captured = capture(objects, frozenset(), frozenset({"model", "optimizer"}))
         plan = layout.make_plan(captured.leaves, rank, 2, {"format": "pt"})
+        second = frozenset(chunk.name for chunk in plan.chunks[::2])
+        plan = layout.make_plan(captured.leaves, rank, 2, {"format": "pt"}, second)
         image = bytearray(plan.bytes)
-        image[: len(plan.layout.header)] = plan.layout.header
+        plan.begin(memoryview(image))
         tensors = [leaf.tensor for leaf in captured.leaves]
         copy_all(plan.copies, tensors, memoryview(image))
         tree = {**captured.tree, "env": {"$": "pickled", "attachment": "env"}}
         files = {"env": (pickle_file(rank, "env"), b"no pickle")}
         persist(
             storage,
-            Snapshot("run", NAME, rank, 2, 1.0, memoryview(image), plan.chunks_json, canonical(tree), {}, files),
+            Snapshot(
+                "run",
+                NAME,
+                rank,
+                2,
+                1.0,
+                memoryview(image),
+                plan.chunks_json,
+                canonical(tree),
+                {},
+                files,
+                first_bytes=plan.first_bytes,
+            ),
             lambda: None,
         )
     assert commit_if_complete(storage, NAME, lambda: None) is not None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
 import random
+import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from autoresume.checkpoint.commit import commit_if_complete
+from autoresume.checkpoint.discover import load_part
 from autoresume.checkpoint.persist import Snapshot, persist
 from autoresume.errors import CheckpointInvalid, StateError
 from autoresume.format.digest import canonical
@@ -69,7 +70,7 @@ def bits(tensor: torch.Tensor) -> tuple[torch.dtype, tuple[int, ...], bytes]:
 
 
 def copy(plan: Plan, leaves: list[Leaf], image: memoryview) -> None:
-    image[: len(plan.layout.header)] = plan.layout.header
+    plan.begin(image)
     copy_all(plan.copies, [leaf.tensor for leaf in leaves], image)
 
 
@@ -78,20 +79,34 @@ def write(
     leaves: list[list[Leaf]],
     trees: list[Any] | None = None,
     attachments: dict[str, bytes] | None = None,
+    files: int = 2,
 ) -> Manifest:
-    """A committed checkpoint of the leaves of each rank."""
+    """A committed checkpoint of the leaves of each rank, in one or two tensor files a rank."""
     storage.remove(NAME.folder)
     world_size = len(leaves)
     for rank in range(world_size):
         plan = make_plan(leaves[rank], rank, world_size, {"format": "pt"})
+        if files == 2:
+            second = frozenset(chunk.name for chunk in plan.chunks if zlib.crc32(chunk.name.encode()) % 2)
+            plan = make_plan(leaves[rank], rank, world_size, {"format": "pt"}, second)
         image = memoryview(mmap.mmap(-1, max(1, plan.bytes)))[: plan.bytes]
         copy(plan, leaves[rank], image)
-        files = {key: (pickle_file(rank, key), data) for key, data in (attachments or {}).items()}
+        attached = {key: (pickle_file(rank, key), data) for key, data in (attachments or {}).items()}
         tree = trees[rank] if trees else {}
         persist(
             storage,
             Snapshot(
-                "run", NAME, rank, world_size, 1.0, image, plan.chunks_json, canonical(tree), {"rank": rank}, files
+                "run",
+                NAME,
+                rank,
+                world_size,
+                1.0,
+                image,
+                plan.chunks_json,
+                canonical(tree),
+                {"rank": rank},
+                attached,
+                first_bytes=plan.first_bytes,
             ),
             lambda: None,
         )
@@ -278,8 +293,11 @@ def test_the_files_open_with_plain_safetensors(folder: Path) -> None:
         for key, tensor in tensors.items()
     ]
     storage = Storage(folder)
-    write(storage, [leaves])
+    part = load_part(storage, write(storage, [leaves]), 0)
+    assert part.unchanged is not None
     found = safetensors.torch.load(storage.read(NAME.shard(0)))
+    assert 0 < len(found) < len(tensors)
+    found |= safetensors.torch.load(storage.read(NAME.inside(part.unchanged.name)))
     assert set(found) == set(tensors)
     for key, tensor in tensors.items():
         assert bits(found[key]) == bits(torch.view_as_real(tensor) if tensor.is_complex() else tensor)
@@ -422,8 +440,9 @@ def test_split_state_is_stored_once(folder: Path) -> None:
     stored = {}
     for promised in (True, False):
         save_and_load(folder, state, writers=4, promised=promised)
-        sizes = [os.stat(Storage(folder).path(NAME.shard(rank))).st_size - 4096 for rank in range(4)]
-        stored[promised] = sizes
+        manifest = Manifest.from_bytes(Storage(folder).read(NAME.manifest))
+        parts = [load_part(Storage(folder), manifest, rank) for rank in range(4)]
+        stored[promised] = [sum(file.bytes - 4096 for _, file in part.image) for part in parts]
     assert stored[True] == [4096] * 4
     assert stored[False] == [4 * 4096] * 4
 
@@ -616,7 +635,7 @@ def written(tmp_path: Path) -> tuple[Storage, Manifest, dict[str, torch.Tensor]]
         Leaf(key, one, str(one.dtype).removeprefix("torch."), tuple(one.shape), (0,), split=True, shared=True)
         for key, one in tensors.items()
     ]
-    return storage, write(storage, [leaves], attachments={"env": b"an environment"}), tensors
+    return storage, write(storage, [leaves], attachments={"env": b"an environment"}, files=1), tensors
 
 
 def test_a_damaged_block_is_noticed_where_it_is_used(

@@ -55,7 +55,7 @@ def save(storage: Storage, objects: dict[str, Any], step: int = 1) -> Checkpoint
     captured = capture(objects, frozenset(), frozenset())
     plan = make_plan(captured.leaves, 0, 1, {"format": "pt"})
     image = memoryview(bytearray(plan.bytes))
-    image[: len(plan.layout.header)] = plan.layout.header
+    plan.begin(memoryview(image))
     copy_all(plan.copies, [leaf.tensor for leaf in captured.leaves], image)
     persist(
         storage,

@@ -182,7 +182,7 @@ class Saver:
             labels=labels or Labels(),
             first_bytes=plan.first_bytes,
         )
-        late = frozenset[int]() if urgent or not self.overlaps else self._stays(captured, plan)
+        late = frozenset[int]() if urgent or not self.overlaps else self._stays(captured, plan, objects)
         copies = self._recipe(captured, plan, arena, late).copies(captured.tensors)
         with span("copy at the boundary"):
             self._copy(copies, captured.tensors, Sealed(snapshot, arena), plan)
@@ -251,7 +251,7 @@ class Saver:
             copies.at_boundary(self._pool, self._threads)
             reach("save.copied")
             self._hand_over(sealed)
-            self.unchanged.look(sealed.snapshot.image, plan.chunks, self._pool)
+            self._look(sealed, plan)
             return
         guard = Guard(copies)
         now = self._streams.start(copies.device)
@@ -283,8 +283,11 @@ class Saver:
         with span("hand over"):
             self.sink.submit(pending.sealed)
         reach("save.sealed")
-        self.unchanged.look(pending.sealed.snapshot.image, pending.plan.chunks, self._pool)
+        self._look(pending.sealed, pending.plan)
         return True
+
+    def _look(self, sealed: Sealed, plan: layout.Plan) -> None:
+        self.unchanged.look(sealed.snapshot.checkpoint.step, sealed.snapshot.image, plan.chunks, self._pool)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
         """Called by torch before each step of any optimizer: what it changes must have been copied."""
@@ -299,17 +302,25 @@ class Saver:
                 self._streams.hold(pending.events)
             self.joined_seconds += time.monotonic() - began
 
-    def _stays(self, captured: Captured, plan: layout.Plan) -> frozenset[int]:
+    def _stays(self, captured: Captured, plan: layout.Plan, objects: Mapping[str, Any]) -> frozenset[int]:
         """Addresses of the memory that is written to by the next optimizer step, and not before, or not at all.
 
         Only of optimizers that were seen to step just now: one whose step is compiled, or part of a captured CUDA
-        graph, is not seen, and nothing would wait for the copy.
+        graph, is not seen, and nothing would wait for the copy. Of what did not change lately only frozen parameters:
+        buffers, and arrays of the script's own, may be written to at any time.
         """
         made_for = (captured.form, tuple(self._stepped), self._trusts_unchanged)
         if made_for != self._late_for:
             found: set[int] = set()
             if self._stepped and self._trusts_unchanged:
                 found.update(_address(captured.tensors[copy.leaf]) for copy in plan.second_copies)
+                found.intersection_update(
+                    _address(parameter)
+                    for module in objects.values()
+                    if isinstance(module, torch.nn.Module)
+                    for parameter in module.parameters()
+                    if not parameter.requires_grad
+                )
             for optimizer in self._stepped.values():
                 for group in optimizer.param_groups:
                     found.update(_address(parameter) for parameter in group["params"])

@@ -33,7 +33,7 @@ class Unchanged:
     def __init__(self, looks: bool = True) -> None:
         self.names: frozenset[str] = frozenset()
         self._looks = looks
-        self._saves = 0
+        self._saves, self._step = 0, -1
         self._before: _Digests | None = None
         self._looking: Future[_Digests] | None = None
 
@@ -42,9 +42,11 @@ class Unchanged:
         if self._looks:
             self.names = names
 
-    def look(self, image: memoryview, chunks: Sequence[Chunk], pool: ThreadPoolExecutor) -> None:
+    def look(self, step: int, image: memoryview, chunks: Sequence[Chunk], pool: ThreadPoolExecutor) -> None:
         """At a snapshot, if it is one's turn. The image must stay as it is until `settle` has returned."""
-        turn, self._saves = self._saves % _EACH, self._saves + 1
+        if step == self._step:
+            return  # everything is as it was
+        self._step, turn, self._saves = step, self._saves % _EACH, self._saves + 1
         if turn < 2 and self._looks:
             self._looking = pool.submit(_digests, image, chunks)
 

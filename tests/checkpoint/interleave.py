@@ -112,6 +112,80 @@ class Memory:
         return None
 
 
+class Late:
+    """A node's view of a Memory, as clients of NFS have it: what it has once looked up, found or missing, and what it has
+    once listed, it does not look up again until `expire`. It sees its own changes; contents are those of now, and a name
+    is created for all nodes or for none."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
+        self.create, self.sync, self.free_bytes = memory.create, memory.sync, memory.free_bytes
+        self._sizes: dict[str, int | None] = {}
+        self._listings: dict[str, list[str]] = {}
+
+    def expire(self) -> None:
+        """See what there is."""
+        self._sizes.clear()
+        self._listings.clear()
+
+    def look_around(self, folders: Sequence[str], files: Sequence[str]) -> None:
+        """What another process on this node has looked up."""
+        for folder in folders:
+            self.list(folder)
+        for file in files:
+            self.size(file)
+
+    def list(self, folder: str) -> list[str]:
+        if folder not in self._listings:
+            self._listings[folder] = self.memory.list(folder)
+        return self._listings[folder]
+
+    def size(self, name: str) -> int | None:
+        if name not in self._sizes:
+            self._sizes[name] = self.memory.size(name)
+        return self._sizes[name]
+
+    def read(self, name: str, into: memoryview | None = None, offset: int = 0) -> bytes:
+        if self.size(name) is None:
+            raise FileNotFoundError(name)
+        return self.memory.read(name, into, offset)
+
+    def reader(self, name: str) -> Opened:
+        if self.size(name) is None:
+            raise FileNotFoundError(name)
+        return self.memory.reader(name)
+
+    def write(self, name: str, data: bytes | memoryview) -> None:
+        self.memory.write(name, data)
+        self._changed(name)
+
+    def add(self, name: str, data: bytes | memoryview) -> None:
+        self.memory.add(name, data)
+        self._changed(name)
+
+    def link(self, name: str, new: str, or_copy: bool = True) -> None:
+        self.memory.link(name, new, or_copy)
+        self._changed(new)
+
+    def move(self, folder: str, new: str) -> None:
+        self.memory.move(folder, new)
+        self._changed(folder, new)
+
+    def remove(self, name: str) -> None:
+        self.memory.remove(name)
+        self._changed(name)
+
+    def _changed(self, *names: str) -> None:
+        """By this node: it knows of these names, and of the folders that they lie in, what there is."""
+        for name in names:
+            for cached in (self._sizes, self._listings):
+                for key in [key for key in cached if key == name or key.startswith(f"{name}/")]:
+                    del cached[key]  # type: ignore[attr-defined]
+            while name:
+                name = name.rpartition("/")[0]
+                self._listings.pop(name, None)
+
+
 @dataclass(frozen=True)
 class Schedule:
     """`order` of the actors while nobody is preempted; `switches` are (operation, actor to go on with); `crash` is

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
-from interleave import Inline, Memory, Run, schedules
+from interleave import Inline, Late, Memory, Run, schedules
 from lives import FROZEN, RUN_ID, WORLD_SIZE, begin, name_of, newest_valid, snapshot
 
 from autoresume.checkpoint import commit, discover, fetch, incarnation, persist
@@ -21,6 +21,7 @@ from autoresume.checkpoint.custody import settle
 from autoresume.checkpoint.discover import complete_commits, judge, listing
 from autoresume.checkpoint.retain import Keep
 from autoresume.errors import CheckpointInvalid, StaleIncarnation, StorageFailed
+from autoresume.format import names
 from autoresume.format.names import CheckpointName
 
 Actor = Callable[[], None]
@@ -41,6 +42,8 @@ class World:
 
     def __init__(self) -> None:
         self.storage = Memory()
+        self.late = [Late(self.storage) for _ in range(WORLD_SIZE)]
+        """What the nodes of the ranks see of it."""
         self.number = begin(self.storage)
         guard = incarnation.guard(self.storage, self.number)
         for rank in range(WORLD_SIZE):
@@ -68,15 +71,17 @@ class World:
         finally:
             self.storage.before = before
 
-    def rank(self, rank: int) -> Actor:
-        """Saves as a daemon, or a thread, does it for a rank: persists, commits if all is there, prunes."""
+    def rank(self, rank: int, late: bool = False) -> Actor:
+        """Saves as a daemon, or a thread, does it for a rank: persists, commits if all is there, prunes. A node that is
+        `late` does not see what others have done since it looked."""
+        storage = self.late[rank] if late else self.storage
 
         def act() -> None:
-            guard = incarnation.guard(self.storage, self.number)
+            guard = incarnation.guard(storage, self.number)
             with self.unless_over(self.number):
-                persist.persist(self.storage, snapshot(NEW, rank, frozen=FROZEN), guard)
-                if commit_if_complete(self.storage, NEW, guard, WORLD_SIZE) is not None:
-                    settle(self.storage, NEW, Keep(last=1), guard, False)
+                persist.persist(storage, snapshot(NEW, rank, frozen=FROZEN), guard)
+                if commit_if_complete(storage, NEW, guard, WORLD_SIZE) is not None:
+                    settle(storage, NEW, Keep(last=1), guard, False)
 
         return act
 
@@ -90,25 +95,32 @@ class World:
 
     def next_life(self) -> None:
         """Claims, completes what was written whole, chooses, and saves and commits once by itself."""
-        before = [name for name in listing(self.storage) if self.storage.size(name.manifest) is not None]
-        number = begin(self.storage)
+        storage = self.storage
+        before = [name for name in listing(storage) if storage.size(name.manifest) is not None]
+        number = begin(storage)
         self.claimed.append(number)
-        guard = incarnation.guard(self.storage, number)
+        guard = incarnation.guard(storage, number)
         with self.unless_over(number):
-            complete_commits(self.storage, guard)
-            chosen = newest_valid(self.storage)
+            complete_commits(storage, guard)
+            chosen = newest_valid(storage)
             if chosen is None:
                 guard()
             self.chosen.append((before[0] if before else None, chosen))
             own = name_of((chosen.step if chosen else 0) + 10, number)
             for rank in range(WORLD_SIZE):
-                persist.persist(self.storage, snapshot(own, rank, frozen=FROZEN), guard)
-            if commit_if_complete(self.storage, own, guard, WORLD_SIZE) is not None:
-                settle(self.storage, own, Keep(last=1), guard, False)
+                persist.persist(storage, snapshot(own, rank, frozen=FROZEN), guard)
+            if commit_if_complete(storage, own, guard, WORLD_SIZE) is not None:
+                settle(storage, own, Keep(last=1), guard, False)
 
 
-def explore(actors: Callable[[World], Sequence[Actor]], preemptions: int, crash: bool = False) -> int:
+def explore(
+    actors: Callable[[World], Sequence[Actor]],
+    preemptions: int,
+    crash: bool = False,
+    finally_: Callable[[World, bool, object], None] | None = None,
+) -> int:
     """Try all schedules; how many there were."""
+    finally_ = finally_ or when_quiet
     count = len(actors(World()))
     lengths = {}
     for order in itertools.permutations(range(count)):
@@ -126,7 +138,7 @@ def explore(actors: Callable[[World], Sequence[Actor]], preemptions: int, crash:
     return tried
 
 
-def finally_(world: World, crashed: bool, told: object) -> None:
+def when_quiet(world: World, crashed: bool, told: object) -> None:
     """When all is quiet: every choice was at least what was committed before; and whatever was written whole is committed,
     at the latest by the life after."""
     assert len(set(world.claimed)) == len(world.claimed), told
@@ -174,3 +186,30 @@ def test_two_next_lives(record_property: Callable[[str, int], None]) -> None:
         return [world.next_life, world.next_life]
 
     record_property("torture interleavings", explore(actors, 1))
+
+
+# -- what nodes see late ----------------------------------------------------------------------------------
+
+
+def has_looked(world: World, node: int) -> None:
+    """Another process of the node has looked just before, and found nothing of the checkpoint that is written now."""
+    files = [NEW.manifest, *(NEW.part(rank) for rank in range(WORLD_SIZE))]
+    world.late[node].look_around([names.CHECKPOINTS, names.INCARNATIONS, NEW.parts], files)
+
+
+def test_two_nodes_that_see_each_other_late(record_property: Callable[[str, int], None]) -> None:
+    """Neither may see the other's part, so that nobody commits at first: what is committed is whole all the same, and
+    who waits for the commit, and asks again, commits it as soon as his node sees the parts."""
+
+    def actors(world: World) -> Sequence[Actor]:
+        for rank in range(WORLD_SIZE):
+            has_looked(world, rank)
+        return [world.rank(0, late=True), world.rank(1, late=True)]
+
+    def finally_(world: World, crashed: bool, told: object) -> None:
+        for node in world.late:
+            node.expire()
+            commit_if_complete(node, NEW, incarnation.guard(node, world.number), WORLD_SIZE)
+        when_quiet(world, crashed, told)
+
+    record_property("torture interleavings", explore(actors, 2, finally_=finally_))

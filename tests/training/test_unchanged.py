@@ -187,8 +187,8 @@ def test_little_is_not_worth_a_file() -> None:
                 chunks.append(Chunk(name, "uint8", (size,), (0,), (size,), False, begin))
                 begin += size
         unchanged = Unchanged()
-        for _ in range(2):
-            unchanged.look(image, chunks, pool)
+        for step in range(2):
+            unchanged.look(step, image, chunks, pool)
             unchanged.settle()
         assert unchanged.names == expected
     pool.shutdown()
@@ -255,3 +255,33 @@ def test_what_is_frozen_is_copied_while_training_goes_on(training: Training, mon
     with torch.no_grad():
         training.model[0].weight.add_(1)
     training.step_and_save()
+
+
+def test_what_may_be_written_at_any_time_is_not_copied_late(tmp_path: Path) -> None:
+    """A buffer of a module that has not changed yet is in the second file, and copied at the boundary nevertheless: the
+    next forward pass may write to it, and no version counter tells."""
+    training = Training(tmp_path)
+    training.model.register_buffer("seen", torch.zeros(300_000))
+    for _ in range(4):
+        training.step_and_save()
+    saved, seen = training.saver, training.model.seen
+    assert isinstance(seen, torch.Tensor)
+    assert "model/seen" in saved.unchanged.names
+    assert seen.data_ptr() not in saved._late
+    assert training.model[0].weight.data_ptr() in saved._late
+    saved.close()
+
+
+def test_two_saves_of_one_step_tell_nothing() -> None:
+    """What is the same then is all that there is."""
+    image = memoryview(bytearray(2**21))
+    chunks = [Chunk("w", "uint8", (2**21,), (0,), (2**21,), False, 0)]
+    with ThreadPoolExecutor(1) as pool:
+        unchanged = Unchanged()
+        for step in (1, 1, 1):
+            unchanged.look(step, image, chunks, pool)
+            unchanged.settle()
+        assert unchanged.names == set()
+        unchanged.look(2, image, chunks, pool)
+        unchanged.settle()
+        assert unchanged.names == {"w"}

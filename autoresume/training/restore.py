@@ -41,6 +41,7 @@ from autoresume.training.state import decode, references
 log = logging.getLogger("autoresume")
 
 _VISIBLE_SECONDS = 60.0
+_LOOK_AGAIN_SECONDS = 1.0
 
 
 @dataclass
@@ -190,15 +191,21 @@ class _Candidates:
         self.offered: Judged | None = None
         self.had_some = False
         self._refused: list[Judged] = []
+        self._vanished = False
+        self._deadline = time.monotonic() + _VISIBLE_SECONDS
+
+    def _list(self) -> list[CheckpointName]:
+        for name in complete_commits(self.storage, self.guard):
+            log.info("checkpoint %s was written whole but not committed; completed it", name)
+        self._vanished = False
+        return listing(self.storage)
 
     def next(self) -> dict[str, Any]:
         if self.left is None:
             collect_unpublished(self.storage, max(numbers(self.storage), default=0), self.guard)
-            for name in complete_commits(self.storage, self.guard):
-                log.info("checkpoint %s was written whole but not committed; completed it", name)
-            self.left = listing(self.storage)
+            self.left = self._list()
             self.had_some = bool(self.storage.list(names.ASIDE))
-        while self.left:
+        while self.left or self._look_again():
             judged = judge(self.storage, self.left.pop(0), self.run_id)
             self.offered = judged
             if judged.problem is None and judged.manifest is not None:
@@ -216,6 +223,17 @@ class _Candidates:
             )
         return self._offer(None, None)
 
+    def _look_again(self) -> bool:
+        """Whether there is something to try after all. What was listed and is gone was pruned when something newer was
+        committed: a node that keeps listings for a while (NFS) sees that one later."""
+        while self._vanished and not self.had_some and time.monotonic() < self._deadline:
+            self.guard()
+            time.sleep(_LOOK_AGAIN_SECONDS)
+            self.left = self._list()
+            if self.left:
+                return True
+        return False
+
     def _offer(self, name: str | None, digest: str | None) -> dict[str, Any]:
         return {"name": name, "digest": digest, "rejected": self.rejected}
 
@@ -224,6 +242,7 @@ class _Candidates:
         name = self.offered.name
         if not has_manifest(self.storage, name):
             # Never committed: what a killed save left. It is deleted after the next commit.
+            self._vanished = self._vanished or self.storage.size(name.folder) is None
             log.warning("checkpoint %s is skipped: %s", name, problem)
             self.rejected.append(f"{name}: {problem}")
             return

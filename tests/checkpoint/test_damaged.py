@@ -403,6 +403,33 @@ def persist_one_rank_only(storage: LocalStorage) -> None:
     storage.remove(OLD.part(1))
 
 
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_listing_that_is_old(storage: UnsyncedStorage, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """A node that keeps listings for a while, as NFS does, may list only checkpoints that were pruned since: it looks
+    again until it sees what replaced them, and does not begin from scratch."""
+    monkeypatch.setattr("autoresume.training.restore._LOOK_AGAIN_SECONDS", 0.001)
+    original, asked = storage.list, 0
+
+    def late(folder: str) -> list[str]:
+        nonlocal asked
+        if folder != names.CHECKPOINTS:
+            return original(folder)
+        asked += 1
+        return ["E0_U5_S40-0001"] if asked <= 2 * times else original(folder)
+
+    monkeypatch.setattr(storage, "list", late)
+    assert_is(restore(storage), NEWEST)
+
+
+def test_a_listing_that_stays_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For ever nobody waits: what is listed and never was committed is no checkpoint."""
+    monkeypatch.setattr("autoresume.training.restore._LOOK_AGAIN_SECONDS", 0.001)
+    monkeypatch.setattr("autoresume.training.restore._VISIBLE_SECONDS", 0.01)
+    storage = UnsyncedStorage(tmp_path)
+    monkeypatch.setattr(storage, "list", lambda folder: ["E0_U5_S40-0001"] if folder == names.CHECKPOINTS else [])
+    assert restore(storage) is None
+
+
 def test_folders_that_are_not_named_like_checkpoints_are_left_alone(storage: UnsyncedStorage, tmp_path: Path) -> None:
     """Copies and notes of the user's lie beside the checkpoints, are never chosen, and stay."""
     foreign = ["latest", f"{NEWEST}.bak", "E0_U99_S0-1", "E0_U099_S0-0001", "e0_U99_S0-0001", f"{NEWEST}.12ab.tmp"]

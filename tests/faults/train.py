@@ -58,7 +58,7 @@ def act(what: str) -> None:
         getattr(disks, word)(Path(os.environ["DISK"]), *([argument] if argument else []))
 
 
-@autoresume(save_every="5 steps", backend="gloo", keep=2)
+@autoresume(save_every="5 steps", backend="gloo", keep=2, unchanged="write")  # each checkpoint needs its room
 def main(run: Run) -> None:
     run.seed(3)
     model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.1), nn.Linear(8, 1))

@@ -103,6 +103,9 @@ def test_out_of_time(job: Job, calm: Callable[[int], Path]) -> None:
     job.submit(*TWO, "--time=5").until_held()
     end = datetime.datetime.now() + datetime.timedelta(seconds=45)
     job.cluster.answer("scontrol", "update", f"job={job.id}", f"EndTime={end.isoformat(timespec='seconds')}")
+    wait_until(lambda: job.causes() == ["time limit"], 120, job.log)
+    # Slurm made the limit of each life of it: on a busy machine the next one would not begin to train within that.
+    job.cluster.answer("scontrol", "update", f"job={job.id}", "TimeLimit=5")
     job.until_finished()
     assert job.causes() == ["time limit", "finished"]
     first, second = job.lives()

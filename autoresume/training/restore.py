@@ -191,13 +191,12 @@ class _Candidates:
         self.offered: Judged | None = None
         self.had_some = False
         self._refused: list[Judged] = []
-        self._vanished = False
+        self._vanished: set[CheckpointName] = set()
         self._deadline = time.monotonic() + _VISIBLE_SECONDS
 
     def _list(self) -> list[CheckpointName]:
         for name in complete_commits(self.storage, self.guard):
             log.info("checkpoint %s was written whole but not committed; completed it", name)
-        self._vanished = False
         return listing(self.storage)
 
     def next(self) -> dict[str, Any]:
@@ -229,7 +228,9 @@ class _Candidates:
         while self._vanished and not self.had_some and time.monotonic() < self._deadline:
             self.guard()
             time.sleep(_LOOK_AGAIN_SECONDS)
-            self.left = self._list()
+            listed = self._list()
+            self._vanished.intersection_update(listed)
+            self.left = [name for name in listed if has_manifest(self.storage, name)]
             if self.left:
                 return True
         return False
@@ -242,7 +243,8 @@ class _Candidates:
         name = self.offered.name
         if not has_manifest(self.storage, name):
             # Never committed: what a killed save left. It is deleted after the next commit.
-            self._vanished = self._vanished or self.storage.size(name.folder) is None
+            if self.storage.size(name.folder) is None:
+                self._vanished.add(name)
             log.warning("checkpoint %s is skipped: %s", name, problem)
             self.rejected.append(f"{name}: {problem}")
             return

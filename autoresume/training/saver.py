@@ -12,7 +12,7 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from autoresume.checkpoint.persist import Snapshot
 from autoresume.failpoints import reach
 from autoresume.format.digest import digest
-from autoresume.format.manifest import Labels
+from autoresume.format.manifest import Chunk, Labels
 from autoresume.format.names import CheckpointName, pickle_file
 from autoresume.handoff.arena import Arena
 from autoresume.spans import span
@@ -56,7 +56,7 @@ class _Pending:
     """A snapshot whose copies are not joined yet."""
 
     sealed: Sealed
-    plan: layout.Plan
+    looked_at: Sequence[Chunk]
     copying: Copying
     guard: Guard
     events: list[tuple[torch.device, Any]]
@@ -185,7 +185,7 @@ class Saver:
         late = frozenset[int]() if urgent or not self.overlaps else self._stays(captured, plan, objects)
         copies = self._recipe(captured, plan, arena, late).copies(captured.tensors)
         with span("copy at the boundary"):
-            self._copy(copies, captured.tensors, Sealed(snapshot, arena), plan)
+            self._copy(copies, captured.tensors, Sealed(snapshot, arena), () if urgent else plan.chunks)
         if urgent:
             self.settle()
         return Taken(name, snapshot.bytes, time.monotonic() - began)
@@ -213,7 +213,9 @@ class Saver:
             self._hand_over_here(pending.sealed, error)
             return
         if not whole:
-            self.overlaps, self._trusts_unchanged = self._trusts_unchanged and pending.plan.unchanged is not None, False
+            # What seemed to be frozen is suspected first, where there is such.
+            self.overlaps = self._trusts_unchanged and pending.sealed.snapshot.first_bytes is not None
+            self._trusts_unchanged = False
             self.torn.add(str(pending.sealed.snapshot.checkpoint))
             log.warning(
                 "the snapshot of step %d is given up: this script writes to its parameters, %sor to the optimizer's "
@@ -246,12 +248,12 @@ class Saver:
 
     # -- the copies -------------------------------------------------------------------------------
 
-    def _copy(self, copies: Copies, tensors: list[torch.Tensor], sealed: Sealed, plan: layout.Plan) -> None:
+    def _copy(self, copies: Copies, tensors: list[torch.Tensor], sealed: Sealed, looked_at: Sequence[Chunk]) -> None:
         if not copies.waits and not copies.device:
             copies.at_boundary(self._pool, self._threads)
             reach("save.copied")
             self._hand_over(sealed)
-            self._look(sealed, plan)
+            self._look(sealed, looked_at)
             return
         guard = Guard(copies)
         now = self._streams.start(copies.device)
@@ -259,7 +261,7 @@ class Saver:
         late = self._streams.start(copies.late_device)
         copies.at_boundary(self._pool, self._threads)
         copying = Copying(copies.late, self._pool, self._threads // 2 - 1)
-        pending = _Pending(sealed, plan, copying, guard, late, tensors)
+        pending = _Pending(sealed, looked_at, copying, guard, late, tensors)
         pending.whole = self._pool.submit(self._finish, pending, now + late)
         self._pending = pending
 
@@ -283,11 +285,12 @@ class Saver:
         with span("hand over"):
             self.sink.submit(pending.sealed)
         reach("save.sealed")
-        self._look(pending.sealed, pending.plan)
+        self._look(pending.sealed, pending.looked_at)
         return True
 
-    def _look(self, sealed: Sealed, plan: layout.Plan) -> None:
-        self.unchanged.look(sealed.snapshot.checkpoint.step, sealed.snapshot.image, plan.chunks, self._pool)
+    def _look(self, sealed: Sealed, chunks: Sequence[Chunk]) -> None:
+        if chunks:
+            self.unchanged.look(sealed.snapshot.checkpoint.step, sealed.snapshot.image, chunks, self._pool)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
         """Called by torch before each step of any optimizer: what it changes must have been copied."""

@@ -418,7 +418,10 @@ def test_a_listing_that_is_old(storage: UnsyncedStorage, monkeypatch: pytest.Mon
         return ["E0_U5_S40-0001"] if asked <= 2 * times else original(folder)
 
     monkeypatch.setattr(storage, "list", late)
-    assert_is(restore(storage), NEWEST)
+    restored = restore(storage)
+    assert_is(restored, NEWEST)
+    assert restored is not None
+    assert len(restored.rejected) == 1  # told once, however often it looked
 
 
 def test_a_listing_that_stays_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

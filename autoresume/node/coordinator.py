@@ -57,6 +57,8 @@ class Coordinator:
         self._lost: list[Lost] = []
         self._reports: list[dict[str, Any]] = []
         """Of the life that the nodes see, or have seen, last."""
+        self.gone: set[int] = set()
+        """Nodes that were lost: whoever holds their lines hangs up."""
 
     # -- what happens -----------------------------------------------------------------------------
 
@@ -68,6 +70,7 @@ class Coordinator:
         self.team.renew()
         for member in self.team.members.values():
             member.exited, member.drained = None, False
+            member.heard = time.monotonic()  # of a spare node nothing was heard so far
         for member in self.team.members.values():
             member.send({"kind": "begin", "environment": environments(member)})
 
@@ -120,6 +123,7 @@ class Coordinator:
             return
         log.warning("node %d is lost: %s", number, why)
         self._lost.append(Lost(number, member.name, why))
+        self.gone.add(number)
         if member.report is not None:
             self._reports.append(member.report)
         self.team.lose(number)

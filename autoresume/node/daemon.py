@@ -243,6 +243,15 @@ class _Captain:
             self.notice = notice
             self.coordinator.limit(notice.end)
         self.coordinator.turn()
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        """A node that was lost takes part in no other round, also if it was silent only; it ends by itself."""
+        while self.coordinator.gone:
+            number = self.coordinator.gone.pop()
+            self.members.pop(number, None)
+            if self.listener is not None and number in self.listener.lines:
+                self.listener.lines.pop(number).close(0)
 
     def _listen(self, seconds: float) -> None:
         """Take in what the other nodes say; returns at once when something came."""

@@ -30,7 +30,7 @@ from autoresume.storage.local import LocalStorage
 T = TypeVar("T")
 
 HERE = Path(__file__).parent
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 90.0
 
 
 def wait_until(look: Callable[[], T], seconds: float = PATIENCE_SECONDS, what: str = "") -> T:

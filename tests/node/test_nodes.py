@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import psutil
 import pytest
 
 from autoresume.checkpoint.incarnation import Incarnation
@@ -17,12 +18,18 @@ from .harness import HERE, Node, wait_until
 
 
 def start(
-    node: Node, count: int, *arguments: Any, spares: int = 0, grace: float = 20.0, before: Sequence[str] = ()
+    node: Node,
+    count: int,
+    *arguments: Any,
+    spares: int = 0,
+    grace: float = 20.0,
+    before: Sequence[str] = (),
+    daemon: Sequence[str] = ("-m", "autoresume"),
 ) -> list[subprocess.Popen[str]]:
     """A daemon on each of the nodes n0, n1, ..., and a fake rank (started by the command `before`) below those."""
     made = []
     for number in range(count):
-        command = [sys.executable, "-m", "autoresume", "node", "--nodes", str(count), "--node-rank", str(number)]
+        command = [sys.executable, *daemon, "node", "--nodes", str(count), "--node-rank", str(number)]
         command += [
             "--spares",
             str(spares),
@@ -93,6 +100,36 @@ def test_a_lost_node_is_told_by_its_name(node: Node) -> None:
     ended = node.record().ended or {}
     assert (ended["cause"], ended["node"]) == ("node failure", "n1")
     assert "node 1 is lost" in ended["why"]
+
+
+IMPATIENT = """
+from autoresume.cli import main
+from autoresume.node import coordinator
+coordinator.SILENT_SECONDS = 8
+main()
+"""
+
+
+def test_a_spare_node_takes_the_place_of_one_that_went_silent(node: Node) -> None:
+    """A node that hangs is lost once it has said nothing for long; the spare one, which had nothing to say for just as long,
+    is not. The lost one is never asked again, and leaves when it comes back to itself."""
+    daemons = start(node, 3, "--steps", 10**6, "--save-every", 10, spares=1, daemon=("-c", IMPATIENT))
+    wait_until(lambda: node.steps_are_made(ranks=2), what="both ranks to train")
+    hanging = [psutil.Process(daemons[1].pid), *psutil.Process(daemons[1].pid).children(recursive=True)]
+    for process in hanging:
+        process.suspend()
+    wait_until(lambda: len(node.notes("began", rank=1)) == 2, what="the spare node to begin")
+    wait_until(lambda: node.steps_are_made(ranks=2), what="both ranks to train again")
+    for process in hanging:
+        process.resume()
+    assert node.wait(daemons[1]).code == 1
+    assert [note["node"] for note in node.notes("began", rank=1)] == ["n1", "n2"]
+    assert [line for line in say(node, daemons).splitlines() if "said nothing" in line and "killed" not in line] == [
+        "autoresume node 0: node 1 is lost: it has said nothing for 8 s"
+    ]
+    daemons[2].send_signal(signal.SIGUSR1)
+    assert [node.wait(daemons[number]).code for number in (0, 2)] == [75, 75], say(node, daemons)
+    node.assert_nothing_is_left()
 
 
 def taken(node: Node, last_round: int) -> list[str]:

@@ -38,6 +38,7 @@ from autoresume.tracked import Tracked
 from autoresume.training import reduction, rng
 from autoresume.training.persistent import PrivateSeeds
 from autoresume.training.restore import Restored
+from autoresume.training.saver import Logged
 from autoresume.training.state import Namespace
 
 log = logging.getLogger("autoresume")
@@ -130,6 +131,9 @@ class Life:
             self.saves.saved_step = self.step  # else it is saved in another run only
         if found.exact:
             self.generators.take_over(own["rng"])
+            problem = rng.not_put(own["rng"])
+            if problem is not None and session.ranks.rank == 0:
+                log.warning("%s: random numbers of the device are not those that would have come", problem)
         else:
             rng.seed(rng.mix(session.seed, session.ranks.rank, self.step) % 2**32)
             log.warning("rank %d is new since the checkpoint: its generators are seeded anew", session.ranks.rank)
@@ -204,6 +208,7 @@ class Life:
             reduction_order.note()
         if not self.stepped:
             self._note_first_step()
+        self.metrics.arrived()
         if self.recorder is not None:
             self.recorder.boundary(self.step, self.epoch, self.tracked.objects, vars(self.state))
         order = self.session.boundary(self.step)
@@ -271,16 +276,20 @@ class Life:
         return places
 
     def _save(self, place: list[int], urgent: bool) -> None:
-        journal_bytes = self.metrics.flush()
         step, epoch, samples = place
         name = CheckpointName(step=step, incarnation=self.session.number, epoch=epoch, samples=samples)
         if name != self.saves.last:
             promised = frozenset(self.tracked.promised)
-            labels = Labels(self.metrics.last, (self._tag,) if self._tag else ())
-            self._tag = None
             about = self.facts.about()
-            self.saves.take(self.step, name, self._everything(), promised, about, labels, journal_bytes, urgent)
+            self.saves.take(self.step, name, self._everything(), promised, about, self._logged, urgent)
             self.metrics.saving(step, self.session.storage.path(name.manifest))
+
+    def _logged(self) -> Logged:
+        """Up to the checkpoint that is being made."""
+        journal_bytes = self.metrics.flush()
+        labels = Labels(self.metrics.last, (self._tag,) if self._tag else ())
+        self._tag = None
+        return Logged(labels, {names.JOURNAL: journal_bytes} if self.session.ranks.rank == 0 else {})
 
     def loop_ended(self) -> None:
         """A loop came to its end: what the script does next may write to what is still being copied."""

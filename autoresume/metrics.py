@@ -1,12 +1,16 @@
 """`run.log`: rank 0's journal of metrics, and the loggers that are fed from it.
 
 Law: the journal is the truth. It is cut back to the restored step before anything is logged, so that
-each step is there once; it is flushed before a checkpoint that belongs to it is taken.
+each step is there once; it is flushed before a checkpoint that belongs to it is taken. What a device has still to
+compute is waited for only then; what is logged behind it is written behind it.
 """
 
 from __future__ import annotations
 
+import logging
 import math
+import time
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +18,12 @@ from typing import Any
 from autoresume.format import names
 from autoresume.format.manifest import Labels
 from autoresume.loggers.base import RunInfo
-from autoresume.loggers.journal import Journal
+from autoresume.loggers.journal import Journal, plain
 from autoresume.loggers.publisher import Publisher
 from autoresume.session import Session
+from autoresume.training.arriving import Arriving
+
+log = logging.getLogger("autoresume")
 
 
 class Metrics:
@@ -27,6 +34,8 @@ class Metrics:
         self._journal: Journal | None = None
         self._publisher: Publisher | None = None
         self._last: dict[str, Any] = {}
+        self._waiting: deque[tuple[int, float, dict[str, Any]]] = deque()
+        """Step, time and values of what was logged and is not in the journal yet."""
 
     @property
     def last(self) -> dict[str, float]:
@@ -58,16 +67,35 @@ class Metrics:
             self._publisher.open(info, session.identities(), loggers, step, session.remember_identities)
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        if self._journal is not None:
-            record = self._journal.append(step, dict(values))
-            self._last.update(record.values)
-            if self._publisher is not None:
-                self._publisher.put(record)
+        """Raises TypeError for what is no plain value."""
+        if self._journal is None:
+            return
+        found = {name: Arriving.of(value) or plain(name, value) for name, value in values.items()}
+        self._waiting.append((step, time.time(), found))
+        self.arrived()
+
+    def arrived(self) -> None:
+        """Write what is there by now."""
+        while self._waiting and all(
+            value.is_there() for value in self._waiting[0][2].values() if isinstance(value, Arriving)
+        ):
+            self._write()
+
+    def _write(self) -> None:
+        assert self._journal is not None
+        step, when, found = self._waiting.popleft()
+        values = {name: value.value() if isinstance(value, Arriving) else value for name, value in found.items()}
+        record = self._journal.append(step, values, when)
+        self._last.update(record.values)
+        if self._publisher is not None:
+            self._publisher.put(record)
 
     def flush(self) -> int:
         """How long the journal is, with the lines that could not be written yet, if there are any."""
         if self._journal is None:
             return 0
+        while self._waiting:
+            self._write()
         self._journal.flush()
         return self._journal.bytes
 
@@ -82,6 +110,12 @@ class Metrics:
 
     def close(self, how: str) -> None:
         if self._journal is not None:
+            try:
+                self.flush()
+            except RuntimeError as error:  # CUDA's, which has ended the training, too
+                log.warning(
+                    "the metrics of %d calls of run.log are lost with the device: %s", len(self._waiting), error
+                )
             self._journal.close()
         if self._publisher is not None:
             self._publisher.close(how)

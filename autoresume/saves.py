@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from autoresume.format.manifest import Labels
 from autoresume.format.names import CheckpointName
 from autoresume.session import Session
-from autoresume.training.saver import Taken
+from autoresume.training.saver import Logged, Taken
 
 log = logging.getLogger("autoresume")
 
@@ -38,15 +37,14 @@ class Saves:
         objects: Mapping[str, Any],
         promised: frozenset[str],
         about: dict[str, Any],
-        labels: Labels,
-        journal_bytes: int,
+        logged: Callable[[], Logged],
         urgent: bool,
     ) -> None:
-        """Save the state after `step` of this rank as `name`; `journal_bytes` of the journal belong to it.
+        """Save the state after `step` of this rank as `name`, with what was `logged` up to then.
 
         Unless it is `urgent` the snapshot may be completed while training goes on.
         """
-        taken = self._session.save(name, objects, promised, about, labels, journal_bytes, urgent)
+        taken = self._session.save(name, objects, promised, about, logged, urgent)
         self.saved_step, self.last = step, name
         if self._session.ranks.rank == 0:
             self._tell_of(taken)

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,6 @@ from autoresume.errors import (
     UsageError,
 )
 from autoresume.format import names
-from autoresume.format.manifest import Labels
 from autoresume.format.names import CheckpointName
 from autoresume.handoff.fence import Order, Phase, RankFence
 from autoresume.handoff.signals import SignalTrap, when_parent_dies
@@ -47,7 +46,7 @@ from autoresume.storage.local import LocalStorage
 from autoresume.training import agreement, restore
 from autoresume.training.agreement import LaggedOrders, Ranks
 from autoresume.training.restore import Restored
-from autoresume.training.saver import Saver, Taken
+from autoresume.training.saver import Logged, Saver, Taken
 from autoresume.training.sinks import DaemonSink, Sink, ThreadSink, await_commit
 from autoresume.training.unchanged import Unchanged
 
@@ -140,8 +139,9 @@ class Session:
         return None if request.mode == "continue" and not same else record
 
     def make_process_group(self) -> None:
-        """The default process group, where the option `backend` leaves it to us from the start."""
-        if self.options.backend is not None and self.ranks.world_size > 1:
+        """The default process group, where the option `backend` leaves it to us from the start; also of one rank, for
+        scripts that wrap their model whatever the size."""
+        if self.options.backend is not None:
             agreement.initialise(self.options.backend)
 
     def begin(self, objects: Mapping[str, Any]) -> Restored | None:
@@ -394,14 +394,12 @@ class Session:
         objects: Mapping[str, Any],
         promised: frozenset[str],
         about: dict[str, Any],
-        labels: Labels,
-        journal_bytes: int,
+        logged: Callable[[], Logged],
         urgent: bool,
     ) -> Taken:
         files = sidefiles.enclose(self.storage, name) if self.ranks.rank == 0 else ()
-        sync = {names.JOURNAL: journal_bytes} if self.ranks.rank == 0 else {}
         waited = self.saver.joined_seconds  # for the save before this one
-        taken = self.saver.save(name, objects, promised, about, files, sync, urgent, labels)
+        taken = self.saver.save(name, objects, promised, about, files, urgent, logged)
         self.cadence.saved(time.monotonic(), taken.stall_seconds + waited)
         self.note_outcomes()
         return taken

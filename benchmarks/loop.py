@@ -67,13 +67,18 @@ def launch(script: list[str], world: int, daemon: bool) -> list[str]:
 class Autoresume:
     """The public way: a run, tracked objects, and a boundary after each step."""
 
-    def __init__(self, given: argparse.Namespace, state: states.State, model: torch.nn.Module) -> None:
+    def __init__(
+        self, given: argparse.Namespace, state: states.State, model: torch.nn.Module, every: int = _BETWEEN
+    ) -> None:
         import autoresume
 
         self._folder = given.disk / "run"
-        self._run = autoresume.start(run_dir=str(self._folder), save_every=_BETWEEN, keep=1000)
+        self._run = autoresume.start(run_dir=str(self._folder), save_every=every, keep=1000)
         self._run.track(model=model, optimizer=state.optimizer)
         self._run.restore()
+
+    def log(self, loss: torch.Tensor) -> None:
+        self._run.log(loss=loss)
 
     def boundary(self, step: int) -> None:
         self._run.step()
@@ -92,14 +97,15 @@ class Autoresume:
 class Other:
     """Another library, called after each so many steps."""
 
-    def __init__(self, given: argparse.Namespace, state: states.State, group: Group) -> None:
+    def __init__(self, given: argparse.Namespace, state: states.State, group: Group, every: int = _BETWEEN) -> None:
+        self._every = every
         self._rival = peers.make(given.rival, given.disk / "checkpoints", state, group)
         self._group = group
         self._committed: dict[int, float] = {}
         self._waiting: int | None = None
 
     def boundary(self, step: int) -> None:
-        if step % _BETWEEN == 0:
+        if step % self._every == 0:
             self._settle()
             self._rival.save(step)
             self._waiting = step

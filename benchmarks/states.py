@@ -69,7 +69,7 @@ class Transformer(nn.Module):
         self.last = nn.LayerNorm(size.width)
 
     def forward(self, words: torch.Tensor) -> torch.Tensor:
-        x = self.tokens(words) + self.places(torch.arange(words.shape[1]))
+        x = self.tokens(words) + self.places(torch.arange(words.shape[1], device=words.device))
         for block in self.blocks:
             x = block(x)
         scores = self.last(x[:, :-1]) @ self.tokens.weight.T
@@ -145,7 +145,7 @@ class State:
         return torch.randint(size.vocabulary, (1, min(length, size.context)), generator=generator)
 
 
-def build(name: str) -> State:
+def build(name: str, device: str = "cpu") -> State:
     torch.manual_seed(0)
     size = TRANSFORMERS.get(FROZEN.get(name, name))
     model = Transformer(size) if size is not None else Vectors(*VECTORS[name])
@@ -153,6 +153,7 @@ def build(name: str) -> State:
         assert isinstance(model, Transformer)
         model.requires_grad_(False)
         model.blocks[-1].requires_grad_(True)
+    model.to(device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = TimedAdamW(trained, lr=1e-5, fused=True)
     with one_thread():

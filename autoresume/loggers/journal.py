@@ -60,10 +60,9 @@ class Journal:
             os.fsync(file.fileno())
         return last
 
-    def append(self, step: int, values: dict[str, Any]) -> Record:
+    def append(self, step: int, values: dict[str, Any], when: float | None = None) -> Record:
         """Write one line; others can read it a second later. Raises TypeError for what is no plain value."""
-        plain = {name: _plain(name, value) for name, value in values.items()}
-        record = Record(step, time.time(), plain)
+        record = Record(step, when or time.time(), {name: plain(name, value) for name, value in values.items()})
         self._records.append(record)
         if record.time - self._flushed > _VISIBLE_SECONDS:
             self._flushed = record.time
@@ -160,7 +159,8 @@ def _written(value: Value) -> Any:
     return {"float": repr(value)} if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _plain(name: str, value: Any) -> Value:
+def plain(name: str, value: Any) -> Value:
+    """A value that is logged, as the plain one that it is. Raises TypeError."""
     if value is None or type(value) in (bool, int, float, str):
         return value  # type: ignore[no-any-return]
     for kind in (int, float, str):

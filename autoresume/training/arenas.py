@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from autoresume.handoff.arena import Arena
-from autoresume.training.copies import pin, unpin
+from autoresume.training.devices import pin, unpin
 from autoresume.training.sinks import Sink
 
 log = logging.getLogger("autoresume")

@@ -1,15 +1,14 @@
 """Copying a state into a snapshot: what each tensor needs, and several threads that do it.
 
 Law: pieces are handed out to whoever is free, the one that waits included, so that a thread that lost its core
-holds up no more than its own piece. Memory of a device is copied by the device, on a stream of its own: after what
-was queued before, and before what is queued after `hold`. Whoever starts a copy keeps the tensors alive until it is
-joined. The first rule of overlapping is that it is found out when it went wrong (`Guard`).
+holds up no more than its own piece. Memory of a device is copied by the device (devices.py). Whoever starts a copy
+keeps the tensors alive until it is joined. The first rule of overlapping is that it is found out when it went wrong
+(`Guard`, and for a device `devices.Transfer`).
 """
 
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import random
 import threading
@@ -18,15 +17,13 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
 from autoresume.checkpoint.fetch import node_ranks
 from autoresume.storage import pages
+from autoresume.training.devices import DeviceCopies, is_on_device
 from autoresume.training.layout import Copy
-
-log = logging.getLogger("autoresume")
 
 _PIECE_BYTES = 2 * 1024 * 1024
 _SMALL_BYTES = 16 * 1024
@@ -54,7 +51,8 @@ class Recipe:
     """How a form of the state is copied into one arena: looked up tensor by tensor once.
 
     `late` has the addresses of memory that may wait; `steady` the numbers of leaves that are the same memory each
-    time (the others are looked at anew in each `copies`). The image must stay mapped.
+    time (the others are looked at anew in each `copies`). The image must stay mapped. Of a device's memory those that
+    are the same are kept alive.
     """
 
     def __init__(
@@ -74,21 +72,28 @@ class Recipe:
         self._rest: list[Copy] = []
         for copy in plan:
             tensor = tensors[copy.leaf]
-            if copy.leaf not in steady or not _is_plain(tensor):
+            if copy.leaf not in steady or not (_is_plain(tensor) or is_on_device(tensor)):
                 self._rest.append(copy)
             elif self._add(copy, tensor, self._fixed):
                 self._late_leaves.append(copy.leaf)
         self._fixed.late, self._fixed.now = _cut(self._fixed.late), _cut(self._fixed.now)
+        self._fixed.late_device.sample()
         self._fixed.late_tensors = []
 
     def copies(self, tensors: Sequence[torch.Tensor]) -> Copies:
         """What is to be copied now."""
         fixed = self._fixed
         made = Copies(
-            list(fixed.small), list(fixed.now), list(fixed.late), [tensors[leaf] for leaf in self._late_leaves]
+            list(fixed.small),
+            list(fixed.now),
+            list(fixed.late),
+            [tensors[leaf] for leaf in self._late_leaves],
         )
         for copy in self._rest:
             self._add(copy, tensors[copy.leaf], made)
+        made.late_device.sample()
+        made.device.extend(fixed.device)
+        made.late_device.extend(fixed.late_device)
         return made
 
     def _add(self, copy: Copy, tensor: torch.Tensor, to: Copies) -> bool:
@@ -97,7 +102,8 @@ class Recipe:
         if not size:
             return False
         # Inference tensors have no version counter to watch.
-        waits = size > _SMALL_BYTES and tensor.data_ptr() in self._late and not tensor.is_inference()
+        large = size > _SMALL_BYTES or is_on_device(tensor)
+        waits = large and tensor.data_ptr() in self._late and not tensor.is_inference()
         if waits:
             to.late_tensors.append(tensor)
         if _is_plain(tensor):
@@ -106,8 +112,8 @@ class Recipe:
             return waits
         source = tensor.detach() if rows is None else tensor.detach()[rows[0] : rows[1]]
         target = self._whole[begin : begin + size].view(source.dtype).view(source.shape)
-        if tensor.device.type == "cuda":
-            (to.late_device if waits else to.device).append((target, source))
+        if is_on_device(tensor):
+            (to.late_device if waits else to.device).add(target, source)
         else:
             to.odd.append((target, source))
         return waits
@@ -134,13 +140,13 @@ class Copies:
     late_tensors: list[torch.Tensor] = field(default_factory=list)
     odd: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     """(target, source): strided or lazily conjugated memory, which only torch can read."""
-    device: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
-    late_device: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    device: DeviceCopies = field(default_factory=DeviceCopies)
+    late_device: DeviceCopies = field(default_factory=DeviceCopies)
 
     @property
     def waits(self) -> bool:
         """Whether anything may wait."""
-        return bool(self.late or self.late_device)
+        return bool(self.late) or self.late_device.any()
 
     def at_boundary(self, pool: ThreadPoolExecutor | None = None, threads: int = 1) -> None:
         """Copy what lies in the host's memory and can't wait, with `threads` threads, of which this is one."""
@@ -214,54 +220,3 @@ class Guard:
         return any(tensor._version != before for tensor, before in zip(self._tensors, self._versions)) or any(
             ctypes.string_at(where, count) != before for where, count, before in self._samples
         )
-
-
-def pin(view: memoryview) -> bool:
-    """Register memory with CUDA, if this process uses that: only into such memory a device copies by itself, while the
-    host goes on. Whether it is registered now; where it is not, copies are right, and the host waits for them."""
-    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return False
-    error = torch.cuda.cudart().cudaHostRegister(pages.address(view), len(view), 0)  # type: ignore[no-untyped-call]
-    if int(error):
-        log.debug("%.1f MB can't be pinned: CUDA error %d", len(view) / 1e6, int(error))
-    return not int(error)
-
-
-def unpin(view: memoryview) -> None:
-    torch.cuda.cudart().cudaHostUnregister(pages.address(view))  # type: ignore[no-untyped-call]
-
-
-class Streams:
-    """Copies from a device's memory into pinned memory of the host, each device's on a stream of its own.
-
-    `device` is `torch.cuda`, or something with the same streams and events.
-    """
-
-    def __init__(self, device: Any = torch.cuda) -> None:
-        self._device = device
-        self._streams: dict[torch.device, Any] = {}
-
-    def start(self, copies: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[tuple[torch.device, Any]]:
-        """Queue the copies behind what every device has in its current stream; the event after each device's last."""
-        events: dict[torch.device, Any] = {}
-        for place in dict.fromkeys(source.device for _, source in copies):
-            stream = self._streams.get(place) or self._streams.setdefault(place, self._device.Stream(place))
-            stream.wait_stream(self._device.current_stream(place))
-            with self._device.stream(stream):
-                for target, source in copies:
-                    if source.device == place:
-                        target.copy_(source, non_blocking=True)
-                        source.record_stream(stream)  # its memory is not given to another tensor before that
-                events[place] = stream.record_event()
-        return list(events.items())
-
-    def hold(self, events: Sequence[tuple[torch.device, Any]]) -> None:
-        """What is queued from now on waits, on the device, for the copies. The caller does not."""
-        for place, event in events:
-            self._device.current_stream(place).wait_event(event)
-
-    @staticmethod
-    def wait(events: Sequence[tuple[torch.device, Any]]) -> None:
-        """Return when the bytes are in the host's memory."""
-        for _, event in events:
-            event.synchronize()

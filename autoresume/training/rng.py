@@ -1,6 +1,6 @@
-"""The random number generators of this process: python, numpy, torch's CPU, and every accelerator.
+"""The random number generators of this process: python, numpy, torch's CPU, and those of CUDA devices.
 
-Law: `get` and `put` are exact inverses and draw nothing. Each rank keeps its own states.
+Law: `get` and `put` are exact inverses, draw nothing, and wait for no device. Each rank keeps its own states.
 """
 
 from __future__ import annotations
@@ -24,29 +24,48 @@ def get() -> dict[str, Any]:
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        # Only the devices that this process uses: asking for the others would make a context on each.
-        device = torch.cuda.current_device()
-        state["cuda"] = {device: torch.cuda.get_rng_state(device)}
+        current = torch.cuda.current_device()
+        # Of the others those that were drawn from: a script may use a device that it has not made the current one.
+        drawn = [index for index, one in enumerate(torch.cuda.default_generators) if one.get_offset()]
+        state["cuda"] = {device: torch.cuda.get_rng_state(device) for device in sorted({current, *drawn})}
+        state["cuda_current"] = current
     return state
 
 
 def put(state: dict[str, Any]) -> None:
-    """Set all states. A CUDA state goes to the device it came from, or to the current one where that is not there."""
+    """Set all states. The state of the device that was the current one goes to the one that is it now; those of others
+    to the same device, if that is there."""
     python = state["python"]
     random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"].cpu())
-    if state.get("cuda") and torch.cuda.is_available():
-        for device, value in state["cuda"].items():
-            index = device if device < torch.cuda.device_count() else torch.cuda.current_device()
-            torch.cuda.set_rng_state(value.cpu(), index)
+    if not torch.cuda.is_available():
+        return
+    for device, value in state.get("cuda", {}).items():
+        if device == state["cuda_current"]:
+            torch.cuda.set_rng_state(value.cpu())
+        elif device < torch.cuda.device_count() and device != torch.cuda.current_device():
+            torch.cuda.set_rng_state(value.cpu(), device)
+
+
+def not_put(state: dict[str, Any]) -> str | None:
+    """Why some generator has no state to go on from, in words, if that is so: the devices are others than before."""
+    here = torch.cuda.is_available()
+    if state.get("cuda") and not here:
+        return "the checkpoint was made with CUDA, which is not there"
+    if here and torch.cuda.is_initialized() and not state.get("cuda"):  # type: ignore[no-untyped-call]
+        return "the checkpoint was made without CUDA, which is used here"
+    return None
 
 
 def fingerprints() -> dict[str, str]:
-    """A digest of each host generator's state, by the generator's name."""
+    """A digest of each generator's state, by the generator's name."""
     state = get()
     numbers, python = state["numpy"]["state"], state["python"]
+    devices = {"cuda" if device == state["cuda_current"] else f"cuda:{device}": value.numpy().tobytes()
+               for device, value in state.get("cuda", {}).items()}  # fmt: skip
     return {
+        **{name: digest(value) for name, value in devices.items()},
         "python": digest(repr((python["words"].tobytes(), python["gauss"])).encode()),
         "numpy": digest(repr((numbers["pos"], numbers["key"].tobytes())).encode()),
         "torch": digest(state["torch"].numpy().tobytes()),

@@ -32,7 +32,8 @@ from autoresume.spans import span
 from autoresume.training import layout
 from autoresume.training.agreement import Ranks
 from autoresume.training.arenas import Arenas
-from autoresume.training.copies import Copies, Copying, Guard, Recipe, Streams, threads_here
+from autoresume.training.copies import Copies, Copying, Guard, Recipe, threads_here
+from autoresume.training.devices import Streams, Transfer, capturing, current_device
 from autoresume.training.recapture import Recapture, without_collections
 from autoresume.training.recapture import Taken as Captured
 from autoresume.training.sinks import Sealed, Sink
@@ -51,16 +52,33 @@ class Taken:
     stall_seconds: float
 
 
+@dataclass(frozen=True)
+class Logged:
+    """What was logged up to a snapshot. `sync`: files of the run that are made durable before it, and how long they
+    must be then."""
+
+    labels: Labels = field(default_factory=Labels)
+    sync: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """Copies under way."""
+
+    copying: Copying
+    guard: Guard
+    now: Transfer
+    late: Transfer
+    """What an optimizer's step has to wait for on its device."""
+
+
 @dataclass
 class _Pending:
     """A snapshot whose copies are not joined yet."""
 
     sealed: Sealed
     looked_at: Sequence[Chunk]
-    copying: Copying
-    guard: Guard
-    events: list[tuple[torch.device, Any]]
-    """Of copies that an optimizer's step has to wait for on its device."""
+    begun: _Begun
     tensors: list[torch.Tensor]
     """Kept alive until they are copied."""
     whole: Future[bool] | None = None
@@ -69,13 +87,20 @@ class _Pending:
     torn: bool | None = None
 
     def join(self) -> bool:
-        """Copy what is left; whether what was copied is what was there at the boundary. It is judged once, before
-        anybody who joins goes on to change it."""
-        self.copying.join()
+        """Copy what is left in the host's memory; whether what was copied is what was there at the boundary. It is
+        judged once, before anybody who joins goes on to change it."""
+        self.begun.copying.join()
         with self.lock:
             if self.torn is None:
-                self.torn = self.guard.broken()
+                self.torn = self.begun.guard.broken()
         return not self.torn
+
+    def finish(self) -> bool:
+        """Wait for the devices, too, and judge what they copied only then: they run behind the host."""
+        self.begun.copying.join()
+        self.begun.now.wait()
+        self.begun.late.wait()
+        return self.join() and not self.begun.late.broken()
 
 
 class Saver:
@@ -101,7 +126,8 @@ class Saver:
         self._fallback = fallback
         self._arenas = Arenas(ranks.rank, arena_folder, lambda: self.sink, self.use_fallback)
         self._threads = threads_here()
-        self._pool = ThreadPoolExecutor(self._threads + 1, "autoresume-copy")
+        self._pool = ThreadPoolExecutor(self._threads + 1, "autoresume-copy", self._use_device)
+        self._device: int | None = None
         self._streams = Streams()
         self._recapture = Recapture()
         self._plan: layout.Plan | None = None
@@ -140,13 +166,13 @@ class Saver:
         promised: frozenset[str],
         about: dict[str, Any],
         files: tuple[str, ...] = (),
-        sync: Mapping[str, int] | None = None,
         urgent: bool = True,
-        labels: Labels | None = None,
+        logged: Callable[[], Logged] = Logged,
     ) -> Taken:
         """Take a snapshot of `objects`, and hand it over to be persisted as `name`. Nothing is durable yet.
 
         Unless it is `urgent` it may be handed over only later, while training goes on; `settle` waits for that.
+        `logged` may wait for a device, and is asked when that has been told what to copy: it goes on meanwhile.
         Raises StateError for state that can't be stored.
         """
         began = time.monotonic()
@@ -165,6 +191,12 @@ class Saver:
             arena = self._arenas.free(plan.bytes)
         image = arena.view(plan.bytes)
         plan.begin(image)
+        late = frozenset[int]() if urgent or not self.overlaps else self._stays(captured, plan, objects)
+        with span("copy at the boundary"):
+            begun = self._begin(self._recipe(captured, plan, arena, late).copies(captured.tensors))
+        waits = time.monotonic()
+        told = logged()
+        waited = time.monotonic() - waits
         rank = self.ranks.rank
         snapshot = Snapshot(
             run_id=self.run_id,
@@ -178,17 +210,14 @@ class Saver:
             about=about,
             attachments={key: (pickle_file(rank, key), data) for key, data in captured.attachments.items()},
             files=files,
-            sync=dict(sync or {}),
-            labels=labels or Labels(),
+            sync=dict(told.sync),
+            labels=told.labels,
             first_bytes=plan.first_bytes,
         )
-        late = frozenset[int]() if urgent or not self.overlaps else self._stays(captured, plan, objects)
-        copies = self._recipe(captured, plan, arena, late).copies(captured.tensors)
-        with span("copy at the boundary"):
-            self._copy(copies, captured.tensors, Sealed(snapshot, arena), () if urgent else plan.chunks)
+        self._complete(begun, captured.tensors, Sealed(snapshot, arena), () if urgent else plan.chunks)
         if urgent:
             self.settle()
-        return Taken(name, snapshot.bytes, time.monotonic() - began)
+        return Taken(name, snapshot.bytes, time.monotonic() - began - waited)
 
     def check(self, objects: Mapping[str, Any], promised: frozenset[str]) -> int:
         """Raise now what `save` would raise later; the bytes of this rank's state."""
@@ -231,6 +260,7 @@ class Saver:
         self._hook.remove()
         self.settle()
         self.unchanged.settle()
+        self._recipes.clear()
         self.sink.close()
         self._arenas.close()
         self._pool.shutdown()
@@ -246,23 +276,38 @@ class Saver:
         self.sink = self._fallback()
         self._arenas.abandon()
 
+    def _use_device(self) -> None:
+        """In each thread of the pool: one that pins memory, or waits for a device, would else make a context on the
+        first device, which belongs to another rank."""
+        if self._device is not None:
+            torch.cuda.set_device(self._device)
+
     # -- the copies -------------------------------------------------------------------------------
 
-    def _copy(self, copies: Copies, tensors: list[torch.Tensor], sealed: Sealed, looked_at: Sequence[Chunk]) -> None:
-        if not copies.waits and not copies.device:
+    def _begin(self, copies: Copies) -> _Begun | None:
+        """Copy what can't wait, and begin with the rest; None if there is no rest."""
+        if not copies.waits and not copies.device.any():
             copies.at_boundary(self._pool, self._threads)
-            reach("save.copied")
-            self._hand_over(sealed)
-            self._look(sealed, looked_at)
-            return
+            return None
         guard = Guard(copies)
         now = self._streams.start(copies.device)
         self._streams.hold(now)
         late = self._streams.start(copies.late_device)
+        if not late.watched:
+            self._streams.hold(late)
         copies.at_boundary(self._pool, self._threads)
-        copying = Copying(copies.late, self._pool, self._threads // 2 - 1)
-        pending = _Pending(sealed, looked_at, copying, guard, late, tensors)
-        pending.whole = self._pool.submit(self._finish, pending, now + late)
+        return _Begun(Copying(copies.late, self._pool, self._threads // 2 - 1), guard, now, late)
+
+    def _complete(
+        self, begun: _Begun | None, tensors: list[torch.Tensor], sealed: Sealed, looked_at: Sequence[Chunk]
+    ) -> None:
+        if begun is None:
+            reach("save.copied")
+            self._hand_over(sealed)
+            self._look(sealed, looked_at)
+            return
+        pending = _Pending(sealed, looked_at, begun, tensors)
+        pending.whole = self._pool.submit(self._finish, pending)
         self._pending = pending
 
     def _recipe(self, captured: Captured, plan: layout.Plan, arena: Arena, late: frozenset[int]) -> Recipe:
@@ -274,11 +319,10 @@ class Saver:
             self._recipes[arena] = recipe
         return recipe
 
-    def _finish(self, pending: _Pending, events: list[Any]) -> bool:
+    def _finish(self, pending: _Pending) -> bool:
         """In the background: copy, and hand over what is whole."""
         with span("copy"):
-            whole = pending.join()
-            self._streams.wait(events)
+            whole = pending.finish()
         reach("save.copied")
         if not whole:
             return False
@@ -296,13 +340,15 @@ class Saver:
         """Called by torch before each step of any optimizer: what it changes must have been copied."""
         if torch.compiler.is_compiling():
             return  # it would be compiled away; a compiled step is not seen, and nothing waits for it then
+        if capturing():
+            return  # it is not done now, and when it is replayed it is not seen
         self._stepping[id(optimizer)] = optimizer
         pending = self._pending
         if pending is not None:
             began = time.monotonic()
             with span("join"):
                 pending.join()
-                self._streams.hold(pending.events)
+                self._streams.hold(pending.begun.late)
             self.joined_seconds += time.monotonic() - began
 
     def _stays(self, captured: Captured, plan: layout.Plan, objects: Mapping[str, Any]) -> frozenset[int]:
@@ -351,6 +397,8 @@ class Saver:
     # -- the layout -------------------------------------------------------------------------------
 
     def _capture(self, objects: Mapping[str, Any], promised: frozenset[str]) -> Captured:
+        if self._device is None:
+            self._device = current_device()
         if self.ranks.world_size > 1:
             # DDP's parameters stay where they are; the optimizer's state comes into being with its first step.
             form = tuple(

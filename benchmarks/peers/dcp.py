@@ -21,25 +21,32 @@ class Dcp(Rival):
 
 
 class DcpAsync(Dcp):
-    """The plan is cached, the stager keeps its memory, and a thread writes."""
+    """The plan is cached, the stager keeps its memory, and a thread writes. From a GPU it copies into pinned memory
+    while training goes on."""
 
     def __init__(self, folder, state: State, group: Group) -> None:  # type: ignore[no-untyped-def]
         super().__init__(folder, state, group)
-        pinned = StagingOptions(
-            use_pinned_memory=False, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=False
+        device = any(tensor.is_cuda for _, tensor in state.tensors())
+        staging = StagingOptions(
+            use_pinned_memory=device, use_shared_memory=False, use_async_staging=device, use_non_blocking_copy=device
         )
-        self._stager = DefaultStager(pinned)
+        self._stager = DefaultStager(staging)
         self._last = None
 
     def save(self, number: int) -> None:
+        plain = {name: dict(value) for name, value in app_state(self.state).items()}  # type: ignore[call-overload]
         self._last = dcp.async_save(
-            app_state(self.state),
+            plain,  # torch 2.11's stager can't take an OrderedDict twice
             checkpoint_id=self.place(number),
             planner=DefaultSavePlanner(enable_plan_caching=True),
             async_checkpointer_type=AsyncCheckpointerType.THREAD,
             async_stager=self._stager,
             no_dist=self.group.world == 1,
         )
+
+    def join(self) -> None:
+        if hasattr(self._last, "staging_completion"):
+            self._last.staging_completion.result()
 
     def wait(self) -> None:
         last = self._last

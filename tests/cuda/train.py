@@ -1,4 +1,4 @@
-"""A training on the GPU with mixed precision, dropout and a gradient scaler."""
+"""A training on the GPU with mixed precision, dropout and a gradient scaler; or on the CPU, without them."""
 
 import os
 import signal
@@ -7,6 +7,9 @@ import torch
 from torch import nn
 
 from autoresume import Run, autoresume
+
+DEVICE = os.environ.get("DEVICE", "cuda")
+MIXED = DEVICE == "cuda" and "FULL_PRECISION" not in os.environ
 
 
 class Points(torch.utils.data.Dataset):
@@ -20,17 +23,17 @@ class Points(torch.utils.data.Dataset):
 @autoresume(save_every="9 steps", backend=os.environ.get("BACKEND"))
 def main(run: Run) -> None:
     run.seed(3)
-    model = nn.Sequential(nn.Linear(16, 256), nn.GELU(), nn.Dropout(0.2), nn.Linear(256, 4)).cuda()
+    model = nn.Sequential(nn.Linear(16, 256), nn.GELU(), nn.Dropout(0.2), nn.Linear(256, 4)).to(DEVICE)
     wrapped = nn.parallel.DistributedDataParallel(model) if os.environ.get("BACKEND") else model
     optimizer = torch.optim.AdamW(wrapped.parameters(), lr=0.01, fused=True)
-    scaler = torch.amp.GradScaler("cuda")
-    loader = run.loader(Points(), batch_size=10, shuffle=True, num_workers=1, pin_memory=True)
+    scaler = torch.amp.GradScaler(DEVICE, enabled=MIXED)
+    loader = run.loader(Points(), batch_size=10, shuffle=True, num_workers=1, pin_memory=DEVICE == "cuda")
     run.track(model=wrapped, optimizer=optimizer, scaler=scaler)
-    run.state.noise = torch.Generator("cuda").manual_seed(7)
+    run.state.noise = torch.Generator(DEVICE).manual_seed(7)
     for x, y in run.batches(loader, epochs=3):
-        x, y = x.cuda(non_blocking=True), y.cuda(non_blocking=True)
-        x = x + 0.1 * torch.randn(x.shape, device="cuda", generator=run.state.noise)
-        with torch.autocast("cuda", dtype=torch.float16):
+        x, y = x.to(DEVICE, non_blocking=True), y.to(DEVICE, non_blocking=True)
+        x = x + 0.1 * torch.randn(x.shape, device=DEVICE, generator=run.state.noise)
+        with torch.autocast(DEVICE, dtype=torch.float16, enabled=MIXED):
             loss = nn.functional.cross_entropy(wrapped(x), y)
         optimizer.zero_grad()
         scaler.scale(loss).backward()

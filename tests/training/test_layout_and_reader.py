@@ -30,6 +30,7 @@ from autoresume.storage import LocalStorage
 from autoresume.storage.reading import OpenFile
 from autoresume.training.agreement import Ranks
 from autoresume.training.copies import copy_all
+from autoresume.training.generator import new_generator
 from autoresume.training.layout import Plan, make_plan, shares, signature
 from autoresume.training.reader import Box, CheckpointReader
 from autoresume.training.restore import choose_and_read, load
@@ -512,6 +513,22 @@ def test_generators_go_on(folder: Path, make: Callable[[], Any]) -> None:
     found = save_and_load(folder, {"generator": generator})["generator"]
     assert type(found) is type(generator)
     assert draw(found) == draw(generator)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
+def test_a_generator_of_a_device_that_is_not_there_seeds_another(caplog: pytest.LogCaptureFixture) -> None:
+    """A run that is continued on a machine without GPU gets its CUDA generators as ones of the CPU: the same in each such
+    resume, other ones for other states, and it is said."""
+
+    def made(offset: int) -> torch.Generator:
+        state = torch.tensor([42, 0, 0, 0, 0, 0, 0, 0, offset, 0, 0, 0, 0, 0, 0, 0], dtype=torch.uint8)
+        found = new_generator({"kind": "torch", "device": "cuda:3", "state": state})
+        assert isinstance(found, torch.Generator)
+        return found
+
+    first, again, other = (torch.rand(3, generator=made(offset)).tolist() for offset in (4, 4, 8))
+    assert first == again != other
+    assert "seeded with its state" in caplog.text
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")

@@ -17,7 +17,7 @@ from autoresume import failpoints
 from autoresume.checkpoint.retain import Keep
 from autoresume.format.names import CheckpointName
 from autoresume.storage import LocalStorage
-from autoresume.training import copies
+from autoresume.training import copies, devices
 from autoresume.training.agreement import Ranks
 from autoresume.training.restore import choose_and_read
 from autoresume.training.saver import Saver
@@ -148,7 +148,7 @@ def test_the_copy_is_really_late(training: Training, held: Held, tmp_path: Path)
     training.save()
     pending = training.saver._pending
     assert pending is not None
-    late = sum(size for _, _, size in pending.copying._left)
+    late = sum(size for _, _, size in pending.begun.copying._left)
     assert late > 0.8 * 3 * sum(p.numel() * 4 for p in training.model.parameters())
 
 
@@ -295,22 +295,64 @@ def test_a_device_copies_after_what_was_queued_and_before_what_comes() -> None:
     """On a device: the side stream waits for the main one, copies, and records; the main stream waits for that where an
     optimizer's step begins, without the host; the host waits only before the snapshot is handed over."""
     device = FakeDevice()
-    streams = copies.Streams(device)
-    source, target = torch.arange(4.0), torch.zeros(4)
-    source.record_stream = lambda stream: device.log.append(f"kept for {stream.name}")  # type: ignore[method-assign]
-    events = streams.start([(target, source)])
-    assert torch.equal(target, source)
-    streams.hold(events)
-    streams.wait(events)
+    streams = devices.Streams(device)
+    wanted = devices.DeviceCopies()
+    large, small, odd = torch.arange(50_000.0), torch.arange(4, dtype=torch.int16), torch.arange(20).view(4, 5).T
+    targets = [torch.zeros_like(large), torch.zeros_like(small), torch.zeros(5, 4, dtype=torch.int64)]
+    for target, source in zip(targets, (large, small, odd)):
+        wanted.add(target, source)
+    assert [len(wanted.pairs), len(wanted.small)] == [2, 1]
+    wanted.sample()
+    transfer = streams.start(wanted)
+    streams.hold(transfer)
+    transfer.wait()
+    assert all(torch.equal(target, source) for target, source in zip(targets, (large, small, odd)))
+    assert not transfer.broken()
     assert device.log == [
         "side waits for main",
         "in side",
-        "kept for side",
         "side records",
         "out of side",
         "main waits for the event",
         "the host waits",
     ]
+
+
+def test_what_is_written_to_a_device_while_it_is_copied_is_seen() -> None:
+    """Samples of the memory, read before and behind the copies on the device itself, tell what no version counter does."""
+    source = torch.arange(4.0)
+
+    class Racing(FakeDevice):
+        def current_stream(self, device: torch.device) -> FakeStream:
+            source.data[2] = 7  # by a kernel that runs while the copies wait for their turn
+            return super().current_stream(device)
+
+    for sampled, broken in ((source, True), (source[:1], False)):
+        source[2] = 2
+        wanted = devices.DeviceCopies()
+        wanted.add(torch.zeros(len(sampled)), sampled)
+        wanted.sample()
+        transfer = devices.Streams(Racing()).start(wanted)
+        transfer.wait()
+        assert transfer.broken() == broken
+
+
+def test_a_device_without_room_copies_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes together needs some memory of the device's: without it each tensor is copied by itself, and, since nobody
+    could see it written to, before training goes on."""
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    source, target = torch.arange(4.0), torch.zeros(4)
+    wanted = devices.DeviceCopies()
+    wanted.add(target, source)
+    wanted.sample()
+    monkeypatch.setattr(torch, "cat", full)
+    transfer = devices.Streams(FakeDevice()).start(wanted)
+    transfer.wait()
+    assert torch.equal(target, source)
+    assert not transfer.watched
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -83,8 +83,9 @@ class Metrics:
 
     def _write(self) -> None:
         assert self._journal is not None
-        step, when, found = self._waiting.popleft()
+        step, when, found = self._waiting[0]
         values = {name: value.value() if isinstance(value, Arriving) else value for name, value in found.items()}
+        self._waiting.popleft()
         record = self._journal.append(step, values, when)
         self._last.update(record.values)
         if self._publisher is not None:

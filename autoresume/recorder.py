@@ -5,11 +5,14 @@ boundary saves or leaves, so that it is there whatever follows. At the moment th
 the rank waits until the driver has done what it wanted to.
 
 The drill's folder (AUTORESUME_DRILL) has `life.json`, written by the driver before each life: `life` (its number),
-`records` (a folder), `until` (a step, or null), `fix` (what is tried), `moment` ({at, step, rank}, or null).
+`records` (a folder), `until` (a step, or null), `fix` (what is tried), `moment` ({at, step, rank}, or null). On another
+machine than the driver's the rank does itself what is to be done: `moment` has `kills` (rank, daemon or node), and may
+have `point`, a failpoint.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -18,12 +21,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from autoresume import surroundings
+from autoresume import failpoints, surroundings
 from autoresume.errors import StateError
 from autoresume.format.digest import canonical, digest
+from autoresume.handoff.mailbox import NODE_FOLDER_VARIABLE, Mailbox
 from autoresume.training import rng, watch
 from autoresume.training.pickled import pickled
 from autoresume.training.state import capture, unwrap
@@ -57,6 +62,8 @@ class Recorder:
         if "kernels" in life["fix"]:
             torch.use_deterministic_algorithms(True, warn_only=True)
             torch.set_num_threads(1)
+        if self._moment is not None and self._moment.get("point") and self._moment["rank"] == rank:
+            failpoints.observe(self._at_failpoint)
         self._watch = watch.Watch(surroundings.of_content)
         watch.on(self._watch)
         register_optimizer_step_pre_hook(self._optimizer_steps)
@@ -175,6 +182,14 @@ class Recorder:
         # In the middle of a step, or in an evaluation, is after that many steps were completed.
         if at != "start" and self._step < moment["step"]:
             return
+        self._strike(moment, at)
+
+    def _at_failpoint(self, name: str) -> None:
+        moment = self._moment
+        if moment is not None and name == moment["point"]:
+            self._strike(moment, moment["at"])
+
+    def _strike(self, moment: dict[str, Any], at: str) -> None:
         self._moment = None
         told = self.folder / f"reached-{self._life}.json"
         temporary = told.with_suffix(".tmp")
@@ -183,8 +198,23 @@ class Recorder:
         released, deadline = self.folder / f"released-{self._life}", time.monotonic() + _PATIENCE_SECONDS
         while not released.exists() and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
-        if moment.get("alone"):
-            os.kill(os.getpid(), signal.SIGKILL)  # on another machine than the driver nobody else can
+        if moment.get("kills"):
+            _kill(moment["kills"])
+
+
+def _kill(what: str) -> None:
+    """This rank, the daemon of its node, or all that the daemon has there."""
+    folder = os.environ.get(NODE_FOLDER_VARIABLE)
+    daemon = Mailbox(Path(folder)).receive("daemon") if folder else None
+    victims = [psutil.Process(int(daemon["pid"]))] if daemon is not None and what != "rank" else []
+    if victims and what == "node":
+        victims += victims[0].children(recursive=True)
+    for one in victims:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if one.pid != os.getpid():
+                one.kill()
+    if what != "daemon" or not victims:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def freeze_clock() -> None:

@@ -34,6 +34,8 @@ class Judged:
     name: CheckpointName
     manifest: Manifest | None
     problem: str | None
+    uncommitted: bool = False
+    """There was no manifest."""
 
     @property
     def committed(self) -> bool:
@@ -66,7 +68,7 @@ def judge(storage: Storage, name: CheckpointName, run_id: str | None = None) -> 
         manifest = Manifest.from_bytes(storage.read(name.manifest))
     except FileNotFoundError:
         count = len([file for file in storage.list(name.parts) if names.parse_part_file(file) is not None])
-        return Judged(name, None, f"it was never committed: {count} parts and no manifest.json")
+        return Judged(name, None, f"it was never committed: {count} parts and no manifest.json", uncommitted=True)
     except (CheckpointInvalid, OSError) as error:
         return Judged(name, None, str(error))
     try:

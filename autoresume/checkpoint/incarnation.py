@@ -133,7 +133,11 @@ def claim(
     `own` lists processes that are part of this incarnation (its daemon lived before it). Raises
     RunIsLive, naming the other, if another incarnation of the run is alive.
     """
-    for _ in range(attempts):
+    for attempt in range(attempts):
+        if attempt > 1:
+            time.sleep(
+                min(0.02 * attempt, 1.0)
+            )  # a node that keeps listings for a while (NFS) sees later who was first
         taken = numbers(storage)
         if taken:
             _refuse_if_alive(storage, taken[-1], own)

@@ -1,8 +1,9 @@
 """Runs the lives of a drill on a Slurm cluster: one job, submitted once, that looks after itself.
 
 Law: nothing is started again here. The job is preempted as the cluster preempts (`scontrol requeue`: signals, a grace
-time, and its place in the queue), told by `scancel --signal`, or one of its ranks kills itself; what follows is its
-daemons' and Slurm's. A life is an incarnation: moments lie after the claim.
+time, and its place in the queue), told by `scancel --signal`, or one of its ranks kills itself, its node's daemon, or
+all of the job on its node; what follows is its daemons' and Slurm's. A life is an incarnation: moments lie after the
+claim.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import replace
 from autoresume.checkpoint import incarnation
 from autoresume.checkpoint.incarnation import Incarnation
 from autoresume.drill.driver import TAIL, DrillFailed, Life, Run
-from autoresume.drill.schedule import SIGNALS, Interruption
+from autoresume.drill.schedule import RANKS_SAVE_POINTS, RESTORE_POINTS, SIGNALS, Interruption
 from autoresume.errors import EXIT_FINISHED, EXIT_INTERRUPTED
 from autoresume.format import names
 from autoresume.slurm import commands, queue
@@ -29,12 +30,16 @@ _AWAY_SECONDS = 10.0
 """A job that was requeued may be in no list for a moment."""
 
 
+_KILLS = {"kill": "node", "kill-rank": "rank", "kill-daemon": "daemon"}
+
+
 def for_slurm(one: Interruption) -> Interruption:
-    """What of an interruption can be had on a cluster: in a step, or an evaluation; a preemption, a signal, a kill of a
-    rank by itself."""
-    at = one.at if one.at in ("step", "forward", "evaluation") else "step"
-    action = one.action if one.action in SIGNALS else "kill-rank"
-    return replace(one, at=at, action=action, point=None)
+    """What of an interruption can be had on a cluster: not in a start-up, which is no life yet; and in a save or a
+    restore only where a rank itself comes to, which is killed there."""
+    if one.point is not None:
+        known = one.point in (*RANKS_SAVE_POINTS, *RESTORE_POINTS)
+        return replace(one, action="kill-rank", point=one.point if known else "save.sealed")
+    return replace(one, at="step" if one.at == "start" else one.at)
 
 
 class SlurmRun(Run):
@@ -98,9 +103,10 @@ class SlurmRun(Run):
         return any(view.state in ACTIVE for view in queue.look_at_all(self.job))
 
     def _tell(self, number: int, interruption: Interruption | None) -> None:
-        moment = self._moment(number, interruption)
-        if moment is not None and interruption is not None and interruption.action not in SIGNALS:
-            moment["alone"] = True
+        moment = None
+        if interruption is not None:
+            moment = self._moment_of(number, interruption)
+            moment |= {"point": interruption.point, "kills": _KILLS.get(interruption.action)}
         self._write_life(number, moment)
 
     # -- what came of it --------------------------------------------------------------------------

@@ -168,6 +168,9 @@ class Run:
     def _moment(self, number: int, interruption: Interruption | None) -> dict[str, Any] | None:
         if interruption is None or interruption.point is not None:
             return None
+        return self._moment_of(number, interruption)
+
+    def _moment_of(self, number: int, interruption: Interruption) -> dict[str, Any]:
         rank = interruption.rank % self._ranks(number)
         return {"at": interruption.at, "step": interruption.step, "rank": rank}
 

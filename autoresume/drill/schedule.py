@@ -22,6 +22,8 @@ MOMENTS = ("start", "step", "forward", "evaluation", "save", "restore")
 """Before the restore; at a step boundary; in a step; in an evaluation (a forward pass without gradients); in the middle
 of writing a checkpoint; in the middle of restoring one."""
 SAVE_POINTS = ("persist.shard_written", "storage.write.before_sync", "commit.before_manifest", "commit.after_manifest")
+RANKS_SAVE_POINTS = ("save.begin", "save.copied", "save.sealed")
+"""Those that a rank itself comes to."""
 RESTORE_POINTS = ("restore.chosen", "restore.read", "restore.done")
 
 
@@ -109,6 +111,6 @@ def _checked(one: dict[str, Any]) -> Interruption:
         raise ValueError(f"{made.action!r} at {made.at!r}; actions: {', '.join(ACTIONS)}; at: {', '.join(MOMENTS)}")
     if (made.at in ("save", "restore")) != (made.point is not None):
         raise ValueError("'point' is the failpoint of a save or restore, and of nothing else")
-    if made.point is not None and made.point not in (*SAVE_POINTS, *RESTORE_POINTS):
+    if made.point is not None and made.point not in (*SAVE_POINTS, *RANKS_SAVE_POINTS, *RESTORE_POINTS):
         raise ValueError(f"no failpoint is called {made.point!r}")
     return made

@@ -132,20 +132,20 @@ class PartHead:
     """A second tensor file, which may be the same file in several checkpoints."""
 
     @property
-    def image(self) -> tuple[tuple[int, File], ...]:
+    def tensor_files(self) -> tuple[tuple[int, File], ...]:
         """The tensor files, each with the byte of the image that it begins at."""
         first = (0, self.shard)
         return (first,) if self.unchanged is None else (first, (aligned(self.shard.bytes), self.unchanged))
 
     @property
     def image_bytes(self) -> int:
-        begin, last = self.image[-1]
+        begin, last = self.tensor_files[-1]
         return begin + last.bytes
 
     @property
     def all_files(self) -> tuple[File, ...]:
         """The tensor files and the attachments."""
-        return (*(file for _, file in self.image), *self.attachments.values())
+        return (*(file for _, file in self.tensor_files), *self.attachments.values())
 
     @property
     def files(self) -> tuple[tuple[str, int], ...]:
@@ -185,7 +185,7 @@ class Part(PartHead):
             )
         except (TypeError, ValueError, OverflowError, StateError) as error:
             raise CheckpointInvalid(f"a part is malformed: {error}") from error
-        ranges = [(begin, begin + file.bytes) for begin, file in part.image]
+        ranges = [(begin, begin + file.bytes) for begin, file in part.tensor_files]
         for chunk in part.chunks:
             if not any(begin <= chunk.begin and chunk.begin + chunk.bytes <= end for begin, end in ranges):
                 raise CheckpointInvalid(f"tensor {chunk.name!r} of rank {part.rank} lies outside of its shard")

@@ -90,7 +90,7 @@ class CheckpointReader:
         part = self.parts[self.rank]
         if not self.exact or part.unchanged is None:
             return frozenset()
-        begin = part.image[1][0]
+        begin = part.tensor_files[1][0]
         return frozenset(chunk.name for chunk in part.chunks if chunk.begin >= begin)
 
     def attachment(self, key: str) -> bytes:
@@ -212,7 +212,7 @@ class _Plan:
 
     def put(self, target: torch.Tensor, box: Box, part: Part, chunk: Chunk, whole: bool) -> None:
         """Fill what `target`, which is `box`, has of a chunk. `whole`: other ranks of this node want it, too."""
-        base, record = max(one for one in part.image if one[0] <= chunk.begin)
+        base, record = max(one for one in part.tensor_files if one[0] <= chunk.begin)
         file = self.files.get((part.rank, base))
         if file is None:
             file = self.files[part.rank, base] = Wanted(record)

@@ -192,7 +192,8 @@ class _Candidates:
         self.had_some = False
         self._refused: list[Judged] = []
         self._vanished: set[CheckpointName] = set()
-        self._deadline = time.monotonic() + _VISIBLE_SECONDS
+        self._deadline = 0.0
+        """How long to look for what has taken the place of the vanished."""
 
     def _list(self) -> list[CheckpointName]:
         for name in complete_commits(self.storage, self.guard):
@@ -205,7 +206,10 @@ class _Candidates:
             self.left = self._list()
             self.had_some = bool(self.storage.list(names.ASIDE))
         while self.left or self._look_again():
-            judged = judge(self.storage, self.left.pop(0), self.run_id)
+            name = self.left.pop(0)
+            judged = judge(self.storage, name, self.run_id)
+            if judged.uncommitted and has_manifest(self.storage, name):
+                judged = judge(self.storage, name, self.run_id)  # by a life that is over, just now
             self.offered = judged
             if judged.problem is None and judged.manifest is not None:
                 self.had_some = True
@@ -225,7 +229,7 @@ class _Candidates:
     def _look_again(self) -> bool:
         """Whether there is something to try after all. What was listed and is gone was pruned when something newer was
         committed: a node that keeps listings for a while (NFS) sees that one later."""
-        while self._vanished and not self.had_some and time.monotonic() < self._deadline:
+        while self._vanished and time.monotonic() < self._deadline:
             self.guard()
             time.sleep(_LOOK_AGAIN_SECONDS)
             listed = self._list()
@@ -241,10 +245,12 @@ class _Candidates:
     def reject(self, problem: str) -> None:
         assert self.offered is not None
         name = self.offered.name
-        if not has_manifest(self.storage, name):
+        gone = not self.storage.list(name.folder)  # also where what was looked up before still says otherwise (NFS)
+        if gone:
+            self._vanished.add(name)
+            self._deadline = time.monotonic() + _VISIBLE_SECONDS
+        if gone or self.offered.uncommitted:
             # Never committed: what a killed save left. It is deleted after the next commit.
-            if self.storage.size(name.folder) is None:
-                self._vanished.add(name)
             log.warning("checkpoint %s is skipped: %s", name, problem)
             self.rejected.append(f"{name}: {problem}")
             return

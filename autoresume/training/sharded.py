@@ -6,6 +6,7 @@ same key, or, for optimizer state that does not exist yet, the parameter that it
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -49,12 +50,9 @@ def held(like: Any) -> Held:
 
 
 def is_sharded(value: Any) -> bool:
-    """Whether it is a DTensor; its module is not even loaded where nothing is distributed."""
-    if not isinstance(value, torch.Tensor) or not dist.is_available():
-        return False
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(value, DTensor)
+    """Whether it is a DTensor. Where nobody has loaded their module, which takes a second, there is none."""
+    kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    return kind is not None and isinstance(value, kind)
 
 
 def boxes(objects: Mapping[str, Any]) -> dict[str, Held]:

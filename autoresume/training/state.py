@@ -20,7 +20,7 @@ from autoresume.format import tree
 from autoresume.format.tensorfile import item_bytes
 from autoresume.training.generator import GENERATORS, GeneratorState, new_generator
 from autoresume.training.pickled import pickled
-from autoresume.training.sharded import alike
+from autoresume.training.sharded import alike, is_sharded
 
 T = TypeVar("T")
 
@@ -215,15 +215,13 @@ def _from_numpy(key: str, array: np.ndarray[Any, Any]) -> torch.Tensor:
         raise StateError(f"array {key!r} of dtype {array.dtype} can't be stored: {error}") from None
 
 
-def _box(key: str, value: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...], tuple[int, ...], bool, bool]:
+def _box(key: str, value: Any) -> tuple[torch.Tensor, tuple[int, ...], tuple[int, ...], bool, bool]:
     """(local tensor, whole shape, offset of the local box, whether this rank stores it, whether all ranks share it).
 
     A mesh of some of the ranks has others beside it, as FSDP has where tensors are parallel, too: what those
     hold is as a rule the same, and not known to be, so each rank stores its own box.
     """
-    from torch.distributed.tensor import DTensor  # costs 0.1 s where nothing is distributed, once
-
-    if not isinstance(value, DTensor):
+    if not is_sharded(value):
         return value, tuple(value.shape), (0,) * value.dim(), True, False
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -335,7 +333,7 @@ def known_equal_storages(objects: Mapping[str, Any]) -> frozenset[int]:
         if issubclass(type(thing), torch.nn.parallel.DistributedDataParallel):
             ignored: set[str] = getattr(thing, "parameters_to_ignore", set())
             for name, parameter in thing.module.named_parameters():
-                if name not in ignored and not _is_distributed(parameter):
+                if name not in ignored and not is_sharded(parameter):
                     parameters[id(parameter)] = parameter
     addresses = {parameter.untyped_storage().data_ptr() for parameter in parameters.values()}
     for value in objects.values():
@@ -346,9 +344,3 @@ def known_equal_storages(objects: Mapping[str, Any]) -> frozenset[int]:
                         item.untyped_storage().data_ptr() for item in state.values() if isinstance(item, torch.Tensor)
                     )
     return frozenset(addresses - {0})
-
-
-def _is_distributed(tensor: torch.Tensor) -> bool:
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(tensor, DTensor)

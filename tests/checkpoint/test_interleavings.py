@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 
 import pytest
 from interleave import Inline, Late, Memory, Run, schedules
@@ -23,6 +25,8 @@ from autoresume.checkpoint.retain import Keep
 from autoresume.errors import CheckpointInvalid, StaleIncarnation, StorageFailed
 from autoresume.format import names
 from autoresume.format.names import CheckpointName
+from autoresume.training import restore
+from autoresume.training.agreement import Ranks
 
 Actor = Callable[[], None]
 STRIDE = 11
@@ -34,13 +38,25 @@ OLD, NEW = name_of(10, 1), name_of(20, 1)
 def inline(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (commit, discover, fetch, persist):
         monkeypatch.setattr(module, "ThreadPoolExecutor", Inline)
+    passed = [0.0]
+
+    def sleep(seconds: float) -> None:
+        passed[0] += seconds
+        World.newest.wait()
+
+    patient = SimpleNamespace(time=time.time, monotonic=lambda: passed[0], sleep=sleep)
+    for module in (incarnation, restore):
+        monkeypatch.setattr(module, "time", patient)
 
 
 class World:
     """A run with one committed checkpoint, of whose life two ranks are about to save the next. `looked` is what has held
     in every state that the storage was in."""
 
+    newest: World
+
     def __init__(self) -> None:
+        World.newest = self
         self.storage = Memory()
         self.late = [Late(self.storage) for _ in range(WORLD_SIZE)]
         """What the nodes of the ranks see of it."""
@@ -106,11 +122,36 @@ class World:
             if chosen is None:
                 guard()
             self.chosen.append((before[0] if before else None, chosen))
-            own = name_of((chosen.step if chosen else 0) + 10, number)
-            for rank in range(WORLD_SIZE):
-                persist.persist(storage, snapshot(own, rank, frozen=FROZEN), guard)
-            if commit_if_complete(storage, own, guard, WORLD_SIZE) is not None:
-                settle(storage, own, Keep(last=1), guard, False)
+            self._go_on(storage, number, chosen)
+
+    def late_life(self, node: int) -> Actor:
+        """The next life on a node that sees late: all that a start does, to the tensors."""
+        storage = self.late[node]
+
+        def act() -> None:
+            before = [name for name in listing(storage) if storage.size(name.manifest) is not None]
+            number = begin(storage)
+            self.claimed.append(number)
+            with self.unless_over(number):
+                found = restore.choose_and_read(storage, RUN_ID, Ranks(), incarnation.guard(storage, number), {})
+                chosen = found.manifest.checkpoint if found is not None else None
+                self.chosen.append((before[0] if before else None, chosen))
+                self._go_on(storage, number, chosen)
+
+        return act
+
+    def _go_on(self, storage: Memory | Late, number: int, chosen: CheckpointName | None) -> None:
+        guard = incarnation.guard(storage, number)
+        own = name_of((chosen.step if chosen else 0) + 10, number)
+        for rank in range(WORLD_SIZE):
+            persist.persist(storage, snapshot(own, rank, frozen=FROZEN), guard)
+        if commit_if_complete(storage, own, guard, WORLD_SIZE) is not None:
+            settle(storage, own, Keep(last=1), guard, False)
+
+    def wait(self) -> None:
+        """Long enough for each node to see what there is."""
+        for node in self.late:
+            node.expire()
 
 
 def explore(
@@ -213,3 +254,39 @@ def test_two_nodes_that_see_each_other_late(record_property: Callable[[str, int]
         when_quiet(world, crashed, told)
 
     record_property("torture interleavings", explore(actors, 2, finally_=finally_))
+
+
+@pytest.mark.parametrize("node", [0, 1])
+def test_a_next_life_on_a_node_that_sees_late(node: int, record_property: Callable[[str, int], None]) -> None:
+    """The next life starts, on the node of a rank that is over and does not know it or on the other one, which both have
+    looked just before: it gets a number of its own, goes on from a committed checkpoint, never from scratch, and what it
+    commits is whole."""
+
+    def actors(world: World) -> Sequence[Actor]:
+        world.rank(0)()
+        for one in range(WORLD_SIZE):
+            has_looked(world, one)
+        return [world.rank(1, late=True), world.late_life(node)]
+
+    def finally_(world: World, crashed: bool, told: object) -> None:
+        world.wait()
+        when_quiet(world, crashed, told)
+
+    record_property("torture interleavings", explore(actors, 2, finally_=finally_))
+
+
+def test_two_next_lives_on_nodes_that_see_late(record_property: Callable[[str, int], None]) -> None:
+    """Neither sees that the other has claimed the run: they get different numbers, and one of both stops."""
+
+    def actors(world: World) -> Sequence[Actor]:
+        world.rank(0)()
+        world.rank(1)()
+        for one in range(WORLD_SIZE):
+            has_looked(world, one)
+        return [world.late_life(0), world.late_life(1)]
+
+    def finally_(world: World, crashed: bool, told: object) -> None:
+        world.wait()
+        when_quiet(world, crashed, told)
+
+    record_property("torture interleavings", explore(actors, 1, finally_=finally_))

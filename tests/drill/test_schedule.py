@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoresume.drill import schedule
+from autoresume.drill.cluster import for_slurm
 from autoresume.drill.schedule import ACTIONS, MOMENTS, Interruption
 from autoresume.errors import UsageError
 
@@ -66,3 +67,19 @@ def test_words_say_what_happens_where() -> None:
     assert Interruption("kill-rank", "forward", 4, 1).words() == "kill of rank 1 in step 5"
     assert Interruption("usr1", "start").words() == "SIGUSR1 in start-up"
     assert "commit.before_manifest" in Interruption("kill", "save", 3, point="commit.before_manifest").words()
+
+
+@pytest.mark.parametrize(
+    ("asked", "had"),
+    [
+        (Interruption("kill", "start"), Interruption("kill", "step")),
+        (Interruption("kill-daemon", "forward", 3, 1), Interruption("kill-daemon", "forward", 3, 1)),
+        (Interruption("limit", "evaluation", 3), Interruption("limit", "evaluation", 3)),
+        (Interruption("kill", "save", point="commit.before_manifest"), Interruption("kill-rank", "save", point="save.sealed")),
+        (Interruption("kill", "save", point="save.copied"), Interruption("kill-rank", "save", point="save.copied")),
+        (Interruption("kill", "restore", point="restore.done"), Interruption("kill-rank", "restore", point="restore.done")),
+    ],
+)  # fmt: skip
+def test_what_of_a_schedule_a_cluster_has(asked: Interruption, had: Interruption) -> None:
+    """Ranks that run elsewhere are killed where they come to themselves; the rest of a schedule stays as it is."""
+    assert for_slurm(asked) == had

@@ -51,7 +51,7 @@ def part(data: bytes) -> None:
     with contextlib.suppress(CheckpointInvalid):
         found = Part.from_bytes(data)
         assert Part.from_bytes(found.to_bytes()) == found
-        assert all(is_inside(file.name) for _, file in found.image)
+        assert all(is_inside(file.name) for _, file in found.tensor_files)
 
 
 def state_tree(data: bytes) -> None:

@@ -13,6 +13,7 @@ from autoresume.checkpoint.discover import listing
 from autoresume.checkpoint.verify import verify
 from autoresume.format.names import CheckpointName, unchanged_file
 from autoresume.storage import LocalStorage
+from tests.once import once
 
 SCRIPT = Path(__file__).with_name("train.py")
 STEPS = 4 * 12
@@ -68,22 +69,17 @@ def nothing_left(folder: Path, memory: Path) -> None:
     assert mine == []
 
 
-@pytest.fixture(scope="module")
-def calm(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Uninterrupted runs, one for each number of ranks that is asked for; with a daemon and without are the same."""
-    return {}
-
-
 @pytest.fixture
-def uninterrupted(calm: dict[int, Path], tmp_path_factory: pytest.TempPathFactory):
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory):
+    """Uninterrupted runs, one for each number of ranks that is asked for; with a daemon and without are the same."""
+
     def get(ranks: int, workers: str = "0") -> Path:
-        key = ranks * 10 + int(workers)
-        if key not in calm:
-            folder = tmp_path_factory.mktemp("calm")
-            done = launch(folder, torchrun(ranks), tmp_path_factory.mktemp("memory"), WORKERS=workers)
+        def make(folder: Path) -> None:
+            (folder / "memory").mkdir()
+            done = launch(folder / "run", torchrun(ranks), folder / "memory", WORKERS=workers)
             assert done.returncode == 0, done.stderr
-            calm[key] = folder
-        return calm[key]
+
+        return once(tmp_path_factory, f"multiprocess-{ranks}-{workers}", make) / "run"
 
     return get
 

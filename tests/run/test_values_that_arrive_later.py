@@ -83,4 +83,4 @@ def test_a_device_that_fails_takes_only_its_numbers(run: Run, tmp_path: Path, ca
     run.log(loss=Coming(-1.0))
     run.close("ended", "the device has failed")
     assert steps(tmp_path) == [(1, {"loss": 0.5})]
-    assert "lost with the device" in caplog.text
+    assert "1 calls of run.log are lost with the device" in caplog.text

@@ -11,6 +11,8 @@ import pytest
 import torch
 from slurm_cluster.harness import ORDINARY_USER, Cluster, must_be_up, new_root
 
+from tests.once import once
+
 from .harness import Job, reference
 
 CHECKOUT = Path(__file__).parents[2]
@@ -28,12 +30,10 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def calm(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
     """Undisturbed runs, one for each number of ranks that is asked for."""
-    folder, made = tmp_path_factory.mktemp("calm"), dict[int, Path]()
 
     def get(ranks: int) -> Path:
-        if ranks not in made:
-            made[ranks] = reference(folder, ranks)
-        return made[ranks]
+        folder = once(tmp_path_factory, f"slurm-{ranks}", lambda folder: reference(folder, ranks))
+        return folder / f"calm-{ranks}"
 
     return get
 

@@ -164,8 +164,8 @@ def of_job(job: str) -> list[psutil.Process]:
     return found
 
 
-def reference(folder: Path, ranks: int) -> Path:
-    """A run of so many ranks that nobody disturbed."""
+def reference(folder: Path, ranks: int) -> None:
+    """A run of so many ranks that nobody disturbs, in the folder `calm-<ranks>`."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "AUTORESUME_"))}
     environment |= {"AUTORESUME_RUN_DIR": str(folder / f"calm-{ranks}"), "OMP_NUM_THREADS": "1"}
     launch = [sys.executable, str(SCRIPT)]
@@ -174,7 +174,6 @@ def reference(folder: Path, ranks: int) -> Path:
                   "--rdzv-endpoint=localhost:0", str(SCRIPT)]  # fmt: skip
     done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=200, cwd=folder)
     assert done.returncode == 0, done.stderr
-    return folder / f"calm-{ranks}"
 
 
 def metrics(run: Path) -> dict[int, Any]:

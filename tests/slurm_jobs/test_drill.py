@@ -13,23 +13,24 @@ from .harness import SCRIPT, Job
 pytestmark = pytest.mark.timeout(500)
 MOMENTS = [
     {"action": "term", "at": "step", "step": 7},
-    {"action": "kill-rank", "at": "forward", "step": 30, "rank": 1},
+    {"action": "kill", "at": "forward", "step": 30, "rank": 1},
+    {"action": "kill-rank", "at": "restore", "point": "restore.read", "rank": 0},
 ]
 
 
 def test_a_job_is_drilled(job: Job, folder: Path) -> None:
-    """Two nodes, a rank each: a requeue by Slurm, and a rank that is killed; one job goes through both, and is identical
-    to undisturbed ones, step by step."""
+    """Two nodes, a rank each: a requeue by Slurm, all of the job on a node that is killed, and a rank that is killed while
+    it restores; one job goes through all, and is identical to undisturbed ones, step by step."""
     (folder / "moments.json").write_text(json.dumps(MOMENTS))
     words = ["--slurm=--nodes=2 --nproc=1", f"--schedule={folder / 'moments.json'}", f"--output={folder / 'drill'}"]
     command = [sys.executable, "-m", "autoresume", "drill", *words, "--save-every=5", str(SCRIPT)]
     done = job.cluster.run(*command, cwd=folder, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "identical: 60 steps on 2 ranks with 2 interruptions" in done.stdout
+    assert "identical: 60 steps on 2 ranks with 3 interruptions" in done.stdout
     report = json.loads((folder / "drill" / "report.json").read_text())
-    assert [life["came"] for life in report["lives"]] == [True, True, False]
+    assert [life["came"] for life in report["lives"]] == [True, True, True, False]
     lives = [
         json.loads(path.read_text()) for path in sorted((folder / "drill/interrupted/run/incarnations").glob("*.json"))
     ]
-    assert [life["ended"]["cause"] for life in lives] == ["requeued", "killed", "finished"]
+    assert [life["ended"]["cause"] for life in lives] == ["requeued", "node failure", "killed", "finished"]
     assert len({life["job"]["id"] for life in lives}) == 1

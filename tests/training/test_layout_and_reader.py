@@ -443,7 +443,7 @@ def test_split_state_is_stored_once(folder: Path) -> None:
         save_and_load(folder, state, writers=4, promised=promised)
         manifest = Manifest.from_bytes(Storage(folder).read(NAME.manifest))
         parts = [load_part(Storage(folder), manifest, rank) for rank in range(4)]
-        stored[promised] = [sum(file.bytes - 4096 for _, file in part.image) for part in parts]
+        stored[promised] = [sum(file.bytes - 4096 for _, file in part.tensor_files) for part in parts]
     assert stored[True] == [4096] * 4
     assert stored[False] == [4 * 4096] * 4
 

@@ -89,7 +89,7 @@ def inside(part: Part) -> set[str]:
     """What lies in the second file."""
     if part.unchanged is None:
         return set()
-    begin = part.image[1][0]
+    begin = part.tensor_files[1][0]
     return {chunk.name for chunk in part.chunks if chunk.begin >= begin}
 
 
@@ -204,10 +204,10 @@ def test_what_is_kept_in_memory_has_both_files(training: Training, tmp_path: Pat
     assert manifest is not None
     part = load_part(training.storage, manifest, 0)
     image = bytearray(part.image_bytes)
-    for begin, file in part.image:
+    for begin, file in part.tensor_files:
         image[begin : begin + file.bytes] = training.storage.read(newest.inside(file.name))
     (tmp_path / "arena").write_bytes(image)
-    for _, file in part.image:
+    for _, file in part.tensor_files:
         training.storage.remove(newest.inside(file.name))
     reader = CheckpointReader(training.storage, manifest, 0, {(0, part.image_bytes): tmp_path / "arena"})
     found = reader.read(dict.fromkeys(sorted(ENCODER | {"model/2.weight"})))

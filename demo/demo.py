@@ -6,6 +6,7 @@ interruptions are real signals to the real processes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -114,7 +115,8 @@ def kill_while_saving(training: Training) -> None:
         saving = half_written(training.folder)
         daemon = training.daemon()
         for process in [daemon, *daemon.children(recursive=True)]:
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # ranks end with their daemon
+                process.kill()
         if saving and not (saving[0] / "manifest.json").exists():
             console.print(f"   {saving[0].name} was half written: it must not be used")
             return

@@ -134,10 +134,8 @@ def claim(
     RunIsLive, naming the other, if another incarnation of the run is alive.
     """
     for attempt in range(attempts):
-        if attempt > 1:
-            time.sleep(
-                min(0.02 * attempt, 1.0)
-            )  # a node that keeps listings for a while (NFS) sees later who was first
+        if attempt > 1:  # a node that keeps listings for a while (NFS) sees later who was first
+            time.sleep(min(0.02 * attempt, 1.0))
         taken = numbers(storage)
         if taken:
             _refuse_if_alive(storage, taken[-1], own)

@@ -34,9 +34,8 @@ class DcpAsync(Dcp):
         self._last = None
 
     def save(self, number: int) -> None:
-        plain = {name: dict(value) for name, value in app_state(self.state).items()}  # type: ignore[call-overload]
         self._last = dcp.async_save(
-            plain,  # torch 2.11's stager can't take an OrderedDict twice
+            app_state(self.state),
             checkpoint_id=self.place(number),
             planner=DefaultSavePlanner(enable_plan_caching=True),
             async_checkpointer_type=AsyncCheckpointerType.THREAD,

@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from autoresume.datasets import rebuild_dataset as rebuild_dataset
-    from autoresume.decorator import autoresume as autoresume
-    from autoresume.decorator import start as start
-    from autoresume.run import Run as Run
-    from autoresume.run import current as current
-    from autoresume.sources.export import load_model_state as load_model_state
-    from autoresume.training.pickled import pickled as pickled
-    from autoresume.training.state import replicated as replicated
+    from autoresume.restore.export import load_model_state as load_model_state
+    from autoresume.run.datasets import rebuild_dataset as rebuild_dataset
+    from autoresume.run.decorator import autoresume as autoresume
+    from autoresume.run.decorator import start as start
+    from autoresume.run.handle import Run as Run
+    from autoresume.run.handle import current as current
+    from autoresume.state.pickled import pickled as pickled
+    from autoresume.state.state import replicated as replicated
 
 _HOMES = {
-    "autoresume": "autoresume.decorator",
-    "start": "autoresume.decorator",
-    "load_model_state": "autoresume.sources.export",
-    "rebuild_dataset": "autoresume.datasets",
-    "Run": "autoresume.run",
-    "current": "autoresume.run",
-    "pickled": "autoresume.training.pickled",
-    "replicated": "autoresume.training.state",
+    "autoresume": "autoresume.run.decorator",
+    "start": "autoresume.run.decorator",
+    "load_model_state": "autoresume.restore.export",
+    "rebuild_dataset": "autoresume.run.datasets",
+    "Run": "autoresume.run.handle",
+    "current": "autoresume.run.handle",
+    "pickled": "autoresume.state.pickled",
+    "replicated": "autoresume.state.state",
 }
 
 __all__ = [

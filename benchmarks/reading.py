@@ -34,12 +34,12 @@ from autoresume.checkpoint.commit import commit_if_complete
 from autoresume.checkpoint.persist import Snapshot, persist
 from autoresume.format.digest import canonical
 from autoresume.format.names import CheckpointName
+from autoresume.load.read_checkpoint import choose_and_read, load
+from autoresume.ranks.agreement import Ranks
+from autoresume.snapshot.copies import copy_all
+from autoresume.snapshot.layout import make_plan
+from autoresume.state.state import capture
 from autoresume.storage import LocalStorage
-from autoresume.training.agreement import Ranks
-from autoresume.training.copies import copy_all
-from autoresume.training.layout import make_plan
-from autoresume.training.restore import choose_and_read, load
-from autoresume.training.state import capture
 
 NAME = CheckpointName(step=1, incarnation=1, epoch=0, samples=0)
 BLOCK = 8 * 1024 * 1024

@@ -40,8 +40,8 @@ from autoresume.format.digest import canonical
 from autoresume.format.manifest import Chunk, Manifest, chunks_json
 from autoresume.format.names import CheckpointName
 from autoresume.format.tensorfile import Entry, lay_out
+from autoresume.load.reader import Box, CheckpointReader
 from autoresume.storage.local import LocalStorage
-from autoresume.training.reader import Box, CheckpointReader
 
 RUN_ID = "scale"
 SHARE = 1024

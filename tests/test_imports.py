@@ -12,7 +12,7 @@ import pytest
 import autoresume
 
 PACKAGE = Path(autoresume.__file__).parent
-LIGHT = ["autoresume", "autoresume.cli", "autoresume.node.daemon", "autoresume.options"] + [
+LIGHT = ["autoresume", "autoresume.cli", "autoresume.node.daemon", "autoresume.config.options"] + [
     f"autoresume.cli.{path.stem}" for path in sorted((PACKAGE / "cli").glob("[!_]*.py"))
 ]
 HEAVY = {"torch", "numpy", "torchvision", "tensorboard", "wandb", "mlflow", "pandas"}

@@ -1,1 +1,1 @@
-"""Floor 2: what a checkpoint is: written, committed, chosen, verified, kept or pruned. Knows no torch."""
+"""What a checkpoint is: written, committed, chosen, verified, kept or pruned. Knows no torch."""

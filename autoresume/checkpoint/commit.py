@@ -13,13 +13,13 @@ import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from autoresume.base.failpoints import reach
+from autoresume.base.spans import span
 from autoresume.checkpoint.abandon import explained
 from autoresume.checkpoint.persist import Guard
 from autoresume.errors import CheckpointInvalid
-from autoresume.failpoints import reach
 from autoresume.format.manifest import Manifest, PartEntry, PartHead, entry_of, manifest_of
 from autoresume.format.names import CheckpointName, parse_part_file
-from autoresume.spans import span
 from autoresume.storage.base import Storage
 
 THREADS = 16

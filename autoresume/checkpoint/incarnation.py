@@ -18,8 +18,8 @@ from typing import Any
 
 import psutil
 
+from autoresume.base.failpoints import reach
 from autoresume.errors import CheckpointInvalid, RunIsLive, StaleIncarnation
-from autoresume.failpoints import reach
 from autoresume.format import names
 from autoresume.storage.base import Storage
 

@@ -16,16 +16,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from autoresume.base.failpoints import reach
+from autoresume.base.spans import span
 from autoresume.checkpoint.abandon import explained, folders, last_good, or_abandoned
 from autoresume.checkpoint.fetch import check
 from autoresume.errors import CheckpointInvalid, StorageFull
-from autoresume.failpoints import reach
 from autoresume.format import names
 from autoresume.format.digest import BLOCK_BYTES, blocks, seal, seal_blocks
 from autoresume.format.manifest import File, Labels, PartHead, part_bytes
 from autoresume.format.names import CheckpointName
 from autoresume.format.tensorfile import aligned
-from autoresume.spans import span
 from autoresume.storage.base import Storage
 
 Guard = Callable[[], None]

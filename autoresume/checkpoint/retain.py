@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from autoresume.base.failpoints import reach
 from autoresume.checkpoint.abandon import has_manifest
 from autoresume.checkpoint.discover import listing
 from autoresume.checkpoint.persist import Guard
 from autoresume.checkpoint.sidefiles import walk
-from autoresume.failpoints import reach
 from autoresume.format import names
 from autoresume.format.manifest import Labels
 from autoresume.format.names import CheckpointName

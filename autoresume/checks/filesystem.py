@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from autoresume.findings import Finding, Verdict, size
+from autoresume.base.findings import Finding, Verdict, size
 
 _SHARED = re.compile(
     r"(nfs4?|lustre|gpfs|beegfs|fhgfs|ceph|cifs|smb3|smbfs|wekafs|panfs|pvfs2|orangefs|glusterfs|afs|gfs2|ocfs2|9p|virtiofs"

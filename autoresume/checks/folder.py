@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoresume.findings import Finding, Verdict
-from autoresume.findings import size as in_words
+from autoresume.base.findings import Finding, Verdict
+from autoresume.base.findings import size as in_words
 from autoresume.format.names import temporary
 from autoresume.storage.local import LocalStorage
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from autoresume.findings import Finding, Verdict
+from autoresume.base.findings import Finding, Verdict
 from autoresume.storage.local import LocalStorage
 
 _ROUNDS = 4

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil
 
+from autoresume.base.findings import Finding, Verdict, size
 from autoresume.checks.filesystem import kind_of
-from autoresume.findings import Finding, Verdict, size
 from autoresume.handoff.mailbox import memory_parent
 
 _SNAPSHOTS = 2

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoresume.base.findings import Finding, Verdict, size
 from autoresume.checkpoint.discover import judge, listing
 from autoresume.checks.folder import Writing
-from autoresume.findings import Finding, Verdict, size
 from autoresume.format import names
 from autoresume.format.manifest import Manifest
 from autoresume.storage.local import LocalStorage

@@ -7,7 +7,7 @@ import re
 import sys
 from importlib import metadata
 
-from autoresume.findings import Finding, Verdict
+from autoresume.base.findings import Finding, Verdict
 
 _TORCH = (2, 4)
 

@@ -1,4 +1,4 @@
-"""Floor 6: one command a file. Importing it must stay quick: no torch, and each command is loaded when it is used."""
+"""One command a file. Importing it must stay quick: no torch, and each command is loaded when it is used."""
 
 from __future__ import annotations
 

@@ -16,14 +16,15 @@ from pathlib import Path
 import click
 
 import autoresume
-from autoresume import cadence, options
-from autoresume.bench import STATE_VARIABLE, Estimate, Trial, measure
 from autoresume.checkpoint.discover import judge
 from autoresume.checks import saving
+from autoresume.checks.save_cost import STATE_VARIABLE, Estimate, Trial, measure
 from autoresume.cli.common import bytes_of, emit, open_run, pick, seconds_in_words, size
 from autoresume.cli.doctor import slurm
+from autoresume.config import options
 from autoresume.errors import UsageError
 from autoresume.format import names
+from autoresume.run import cadence
 from autoresume.slurm import environment
 from autoresume.storage.local import LocalStorage
 
@@ -100,7 +101,7 @@ def _trace(folder: Path, state_bytes: int, ranks: int) -> int:
     if folder.exists():
         raise UsageError(f"--profile {folder}: it exists already; give a new folder, for the run that is traced")
     environment = {**os.environ, "AUTORESUME_RUN_DIR": str(folder), STATE_VARIABLE: str(state_bytes)}
-    script = str(Path(autoresume.__file__).with_name("profiled.py"))
+    script = str(Path(autoresume.__file__).parent / "scripts" / "profiled.py")
     done = subprocess.run(
         [sys.executable, "-m", "autoresume", "run", "--nproc", str(ranks), script], env=environment, check=False
     )

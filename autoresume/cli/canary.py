@@ -1,6 +1,6 @@
 """The canary of `autoresume doctor`: a job of a minute that is really signalled, saved, requeued and resumed.
 
-Law: it goes the way of every job: submitted by sbatch's module, trained by autoresume/canary.py, and judged by the
+Law: it goes the way of every job: submitted by sbatch's module, trained by scripts/canary.py, and judged by the
 records that it leaves. Whatever happens, the job and its folder are removed.
 """
 
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import autoresume
+from autoresume.base.findings import Finding, Verdict, size
 from autoresume.checkpoint import incarnation
 from autoresume.checkpoint.discover import listing
 from autoresume.checkpoint.incarnation import Incarnation
 from autoresume.cli.sbatch import Submission
 from autoresume.errors import AutoresumeError
-from autoresume.findings import Finding, Verdict, size
 from autoresume.slurm import commands, queue
 from autoresume.storage.local import LocalStorage
 
@@ -26,7 +26,7 @@ _QUEUE_SECONDS = 600.0
 _LIFE_SECONDS = 180.0
 _LOOK_SECONDS = 0.2
 _END_SECONDS = 60.0
-_SCRIPT = Path(autoresume.__file__).with_name("canary.py")
+_SCRIPT = Path(autoresume.__file__).parent / "scripts" / "canary.py"
 
 
 class _Ended(Exception):

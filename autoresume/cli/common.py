@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from autoresume import restoring
 from autoresume.checkpoint import incarnation
 from autoresume.checkpoint.incarnation import Incarnation
+from autoresume.config import restore_request
 from autoresume.errors import UsageError
 from autoresume.format import names
 from autoresume.format.names import CheckpointName
@@ -69,7 +69,7 @@ def pick(storage: LocalStorage, text: str) -> CheckpointName:
     from autoresume.checkpoint.custody import committed_checkpoints
     from autoresume.checkpoint.discover import listing
     from autoresume.checkpoint.select import choose
-    from autoresume.origins import best_of
+    from autoresume.restore.origins import best_of
 
     there = listing(storage)
     by_name = [name for name in there if str(name) == text or str(name.step) == text.removeprefix("U")]
@@ -83,7 +83,7 @@ def pick(storage: LocalStorage, text: str) -> CheckpointName:
 
 def restore_options(function: Callable[..., None]) -> Callable[..., None]:
     """`--restore.mode` and the other words of `restore`, as options of a command."""
-    for word in reversed(restoring.WORDS):
+    for word in reversed(restore_request.WORDS):
         function = click.option(f"--restore.{word}", f"restore_{word}", metavar="...", help=_RESTORE[word])(function)
     return function
 
@@ -103,9 +103,9 @@ _RESTORE = {
 
 def restore_variables(given: dict[str, str | None]) -> dict[str, str]:
     """The environment that says the same. Raises UsageError for what makes no sense."""
-    said = {word: value for word in restoring.WORDS if (value := given.get(f"restore_{word}")) is not None}
-    restoring.settled(restoring.merge(None, said, "the command line"))
-    return {restoring.variable(word): value for word, value in said.items()}
+    said = {word: value for word in restore_request.WORDS if (value := given.get(f"restore_{word}")) is not None}
+    restore_request.settled(restore_request.merge(None, said, "the command line"))
+    return {restore_request.variable(word): value for word, value in said.items()}
 
 
 def size(count: int) -> str:

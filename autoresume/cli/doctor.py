@@ -11,13 +11,13 @@ from pathlib import Path
 
 import click
 
-from autoresume import options
+from autoresume.base.findings import Finding, Verdict, summary
 from autoresume.checks import filesystem, folder, meeting, memory, saving, software
 from autoresume.checks.folder import Writing
 from autoresume.cli.canary import send
 from autoresume.cli.common import bytes_of, emit
+from autoresume.config import options
 from autoresume.errors import UsageError
-from autoresume.findings import Finding, Verdict, summary
 from autoresume.slurm import checks, commands, environment, queue
 from autoresume.slurm.checks import Preemption
 from autoresume.slurm.commands import SlurmAway, SlurmMissing, SlurmRefused

@@ -142,7 +142,7 @@ def _refuse_others(folder: Path) -> None:
 
 def _states(one: str, other: str) -> list[str]:
     """What of the latest checkpoints of two runs differs."""
-    comparing = importlib.import_module("autoresume.comparing")
+    comparing = importlib.import_module("autoresume.restore.diff")
     found = comparing.compare(comparing.read(one), comparing.read(other))
     found = [line for line in found if line.what != "pickle"]  # their content was compared in each step
     more = [f"... and {len(found) - _SHOWN} more: autoresume diff {one} {other}"] if len(found) > _SHOWN else []

@@ -39,7 +39,7 @@ def command(
     CHECKPOINT is latest, best, best.METRIC, E3, U1200, S38400, a tag or a name. Fields of a template: model, info,
     checkpoint, epoch, step, samples, run, run_id, tag, timestamp.
     """
-    exporting = importlib.import_module("autoresume.sources.export")
+    exporting = importlib.import_module("autoresume.restore.export")
     found, about = exporting.find(source, checkpoint)
     tensors = exporting.pick(found, model)
     name = model or (next(iter(found.models)) if len(found.models) == 1 else "") or "model"

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import click
 
-from autoresume import batch
-from autoresume.batch import SlurmCluster
-from autoresume.beginning import default_folder
 from autoresume.errors import UsageError
 from autoresume.format.digest import signing_key
+from autoresume.node import batch_job
+from autoresume.node.batch_job import SlurmCluster
 from autoresume.node.brain import parse_budget
 from autoresume.node.daemon import NodeDaemon, Plan
+from autoresume.restore.beginning import default_folder
 from autoresume.slurm import environment as slurm_environment
 from autoresume.slurm.environment import Task
 
-_LAUNCHER = [sys.executable, "-m", "autoresume.node.launcher"]
+_LAUNCHER = [sys.executable, "-m", "autoresume.ranks.launcher"]
 _TORCHRUN_MODULES = ("torch.distributed.run", "torch.distributed.launch")
 
 
@@ -75,10 +75,10 @@ def command(
     nodes = nodes if nodes is not None else task.tasks if task else 1
     node_rank = node_rank if node_rank is not None else task.rank if task else 0
     _check(ranks, nodes, node_rank, spares, bare, task)
-    run_folder = batch.run_folder_of(os.environ) or run_folder_of_command(list(command))
+    run_folder = batch_job.run_folder_of(os.environ) or run_folder_of_command(list(command))
     folder = Path(meeting) if meeting else None
     if task is not None and run_folder is not None:
-        folder = folder or batch.job_folder(run_folder, task)
+        folder = folder or batch_job.job_folder(run_folder, task)
     if nodes > 1 and folder is None:
         raise UsageError("several nodes need a folder to meet in: give --meeting, or AUTORESUME_RUN_DIR")
     environment = dict(os.environ)
@@ -99,7 +99,7 @@ def command(
         node_rank=node_rank,
         spares=spares,
         meeting=folder,
-        run_folder=batch.run_folder_of(os.environ),
+        run_folder=batch_job.run_folder_of(os.environ),
         bare=bare,
         restarts_here=task is not None if restarts is None else restarts,
         budgets=dict(parse_budget(word) for word in budget),
@@ -129,7 +129,7 @@ def launcher_of(words: list[str]) -> tuple[list[str], bool]:
         module = words[words.index("-m") + 1]
         if module in _TORCHRUN_MODULES:
             return [words[0], *_LAUNCHER[1:], *words[words.index("-m") + 2 :]], False
-        if module == "autoresume.node.launcher":
+        if module == "autoresume.ranks.launcher":
             return words, False
     return words, bool(re.fullmatch(r"python[\d.]*", Path(words[0]).name))
 

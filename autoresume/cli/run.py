@@ -82,7 +82,7 @@ def command(
     if nproc > 1 or in_place:
         elastic = [f"--nproc-per-node={nproc}", "--nnodes=1", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
         elastic += [f"--max-restarts={in_place}", "--monitor-interval=0.1"]
-        launch = [sys.executable, "-m", "autoresume.node.launcher", *elastic, script, *arguments]
+        launch = [sys.executable, "-m", "autoresume.ranks.launcher", *elastic, script, *arguments]
     cluster = _Cluster(node + launch, _seconds(preempt_after), parse_signals(preempt_signal)[0], grace)
     sys.exit(cluster.live(None if once else max_restarts))
 

@@ -14,12 +14,13 @@ from typing import Any
 
 import click
 
-from autoresume import code, restoring
-from autoresume.beginning import default_folder
+from autoresume.base import code_revision
 from autoresume.cli import jobs
+from autoresume.config import restore_request
 from autoresume.errors import UsageError
 from autoresume.format import names
 from autoresume.node.brain import parse_budget
+from autoresume.restore.beginning import default_folder
 from autoresume.slurm import options, remarks, script, submit
 from autoresume.slurm.commands import SlurmMissing, present
 from autoresume.slurm.options import Parsed
@@ -39,7 +40,7 @@ _OURS = {
     "successor": False,
     "again": False,
     "json": False,
-    **{f"restore.{word}": True for word in restoring.WORDS},
+    **{f"restore.{word}": True for word in restore_request.WORDS},
 }
 _HELP = """Submit SCRIPT with its ARGUMENTS, once: the job looks after itself until it is finished.
 
@@ -152,13 +153,13 @@ class Submission:
 
     def _restore(self) -> dict[str, str]:
         """What the options say about `restore`. Raises UsageError."""
-        given = {word: self.parsed.ours[f"restore.{word}"][-1] for word in restoring.WORDS
+        given = {word: self.parsed.ours[f"restore.{word}"][-1] for word in restore_request.WORDS
                  if f"restore.{word}" in self.parsed.ours}  # fmt: skip
-        restoring.settled(restoring.merge(None, given, "the command line"))
+        restore_request.settled(restore_request.merge(None, given, "the command line"))
         return given
 
     def _restore_variables(self) -> list[tuple[str, str]]:
-        return [(restoring.variable(word), value) for word, value in self._restore().items()]
+        return [(restore_request.variable(word), value) for word, value in self._restore().items()]
 
     def _kept(self) -> Path:
         folder = self.run_folder / names.SUBMISSIONS
@@ -232,7 +233,7 @@ class Submission:
             except OSError as error:
                 raise UsageError(f"the run directory {self.run_folder} can't be made: {error.strerror}") from error
         if "snapshot-code" in self.parsed.ours:
-            copy = code.snapshot(self.path, self.run_folder / "code" / self.kept.stem)
+            copy = code_revision.snapshot(self.path, self.run_folder / "code" / self.kept.stem)
             launch = dataclasses.replace(launch, script=str(copy))
         job = submit.submit(self.directives(), script.body(launch), self.kept)
         record: dict[str, Any] = {
@@ -245,7 +246,7 @@ class Submission:
             "folder": str(Path.cwd()),
             "options": self.parsed.slurm,
             "array": self.array,
-            "code": code.fingerprint(self.path),
+            "code": code_revision.fingerprint(self.path),
         }
         name = f"{names.SUBMISSIONS}/{self.kept.stem}.json"
         self.storage.write(name, json.dumps(record, indent=1).encode() + b"\n")

@@ -1,1 +1,1 @@
-"""Floor 0: values only. Names, JSON trees, digests, the tensor file's header, parts and manifests."""
+"""Values only. Names, JSON trees, digests, the tensor file's header, parts and manifests."""

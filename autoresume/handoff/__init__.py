@@ -1,1 +1,1 @@
-"""Floor 3: between a rank and the daemon of its node: shared memory, small messages, signals. No torch."""
+"""Between a rank and the daemon of its node: shared memory, small messages, signals. No torch."""

@@ -1,1 +1,1 @@
-"""Floor 4, the logger wing: the metric journal, and adapters that are fed from it. No torch training code."""
+"""The metric journal, and adapters that are fed from it. No torch training code."""

@@ -1,1 +1,1 @@
-"""Floor 4, the node wing: the daemon that outlives the ranks. Imports no torch."""
+"""The daemon of a node: it outlives the ranks, and decides. Imports no torch."""

@@ -17,14 +17,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from autoresume import spans
+from autoresume.base import spans
+from autoresume.base.failpoints import reach
 from autoresume.checkpoint import incarnation
 from autoresume.checkpoint.commit import commit_if_complete
 from autoresume.checkpoint.custody import Outcome, settle
 from autoresume.checkpoint.persist import Snapshot, persist
 from autoresume.checkpoint.retain import Keep
 from autoresume.errors import AutoresumeError
-from autoresume.failpoints import reach
 from autoresume.format.manifest import Labels
 from autoresume.format.names import CheckpointName
 from autoresume.handoff import kept

@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from autoresume.base.findings import Finding, Verdict
 from autoresume.errors import EXIT_HOPELESS, EXIT_STOPPED
-from autoresume.findings import Finding, Verdict
 from autoresume.slurm.job import JobView
 from autoresume.slurm.queue import requeue_codes, seconds
 

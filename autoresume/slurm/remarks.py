@@ -5,8 +5,8 @@ Law: asks Slurm, judges by `checks`, and is silent where it can't: a submission 
 
 from __future__ import annotations
 
+from autoresume.base.findings import Finding, Verdict
 from autoresume.errors import AutoresumeError
-from autoresume.findings import Finding, Verdict
 from autoresume.slurm import checks, queue
 
 _TOLD = ("partition", "when preempted")

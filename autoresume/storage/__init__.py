@@ -1,4 +1,4 @@
-"""Floor 1: bytes in and out of durable storage. Knows names and bytes, no checkpoints and no tensors."""
+"""Bytes in and out of durable storage. Knows names and bytes, no checkpoints and no tensors."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
-from autoresume.failpoints import reach
+from autoresume.base.failpoints import reach
 from autoresume.format import names
 from autoresume.format.names import is_inside, temporary
 from autoresume.storage.reading import OpenFile

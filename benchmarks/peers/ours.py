@@ -9,10 +9,10 @@ from typing import Any
 import autoresume
 from autoresume.checkpoint.retain import Keep
 from autoresume.format.names import CheckpointName
+from autoresume.ranks.agreement import Ranks
+from autoresume.snapshot.saver import Saver
+from autoresume.snapshot.sinks import Sink, ThreadSink
 from autoresume.storage.local import LocalStorage
-from autoresume.training.agreement import Ranks
-from autoresume.training.saver import Saver
-from autoresume.training.sinks import Sink, ThreadSink
 from benchmarks.measure import Group
 from benchmarks.peers.base import Rival
 from benchmarks.states import State

@@ -1,16 +1,13 @@
-"""The storage that forgets lies with the tests of storage; hypothesis has no deadline on a shared machine."""
+"""Hypothesis has no deadline on a shared machine."""
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "storage"))
 
 settings.register_profile("shared", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared")

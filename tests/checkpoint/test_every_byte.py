@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from forgetful import UnsyncedStorage
-from two_ranks import MIDDLE, NEWEST, OLD, RUN_ID, assert_is, restore, write
 
 from autoresume.checkpoint.discover import judge
 from autoresume.checkpoint.verify import verify
 from autoresume.errors import CheckpointInvalid
 from autoresume.format.names import CheckpointName
+from autoresume.load.read_checkpoint import _read
 from autoresume.storage import LocalStorage
-from autoresume.training.restore import _read
+from tests.checkpoint.two_ranks import MIDDLE, NEWEST, OLD, RUN_ID, assert_is, restore, write
+from tests.storage.forgetful import UnsyncedStorage
 
 FILES = [
     "manifest.json",

@@ -17,23 +17,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forgetful import UnsyncedStorage
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from two_ranks import NEWEST, RUN_ID, write
 
 from autoresume.checkpoint.commit import commit_if_complete
 from autoresume.checkpoint.discover import judge
 from autoresume.checkpoint.incarnation import Incarnation
 from autoresume.checkpoint.verify import verify
+from autoresume.config.options import Options
 from autoresume.errors import CheckpointInvalid, StorageFailed, UsageError
 from autoresume.format import names, tree
 from autoresume.format.digest import digest
 from autoresume.format.manifest import Manifest, Part
-from autoresume.options import Options
-from autoresume.session import Session
-from autoresume.training.restore import _read
-from autoresume.training.state import decode, references
+from autoresume.load.read_checkpoint import _read
+from autoresume.run.session import Session
+from autoresume.state.state import decode, references
+from tests.checkpoint.two_ranks import NEWEST, RUN_ID, write
+from tests.storage.forgetful import UnsyncedStorage
 
 many = settings(deadline=None, max_examples=250, suppress_health_check=list(HealthCheck))
 MORE_BYTES = 2**30

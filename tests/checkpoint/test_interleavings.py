@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 
 import pytest
-from interleave import Inline, Late, Memory, Run, schedules
-from lives import FROZEN, RUN_ID, WORLD_SIZE, begin, name_of, newest_valid, snapshot
 
 from autoresume.checkpoint import commit, discover, fetch, incarnation, persist
 from autoresume.checkpoint.commit import commit_if_complete
@@ -25,8 +23,10 @@ from autoresume.checkpoint.retain import Keep
 from autoresume.errors import CheckpointInvalid, StaleIncarnation, StorageFailed
 from autoresume.format import names
 from autoresume.format.names import CheckpointName
-from autoresume.training import restore
-from autoresume.training.agreement import Ranks
+from autoresume.load import read_checkpoint
+from autoresume.ranks.agreement import Ranks
+from tests.checkpoint.interleave import Inline, Late, Memory, Run, schedules
+from tests.checkpoint.lives import FROZEN, RUN_ID, WORLD_SIZE, begin, name_of, newest_valid, snapshot
 
 Actor = Callable[[], None]
 STRIDE = 11
@@ -45,7 +45,7 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> None:
         World.newest.wait()
 
     patient = SimpleNamespace(time=time.time, monotonic=lambda: passed[0], sleep=sleep)
-    for module in (incarnation, restore):
+    for module in (incarnation, read_checkpoint):
         monkeypatch.setattr(module, "time", patient)
 
 
@@ -133,7 +133,9 @@ class World:
             number = begin(storage)
             self.claimed.append(number)
             with self.unless_over(number):
-                found = restore.choose_and_read(storage, RUN_ID, Ranks(), incarnation.guard(storage, number), {})
+                found = read_checkpoint.choose_and_read(
+                    storage, RUN_ID, Ranks(), incarnation.guard(storage, number), {}
+                )
                 chosen = found.manifest.checkpoint if found is not None else None
                 self.chosen.append((before[0] if before else None, chosen))
                 self._go_on(storage, number, chosen)

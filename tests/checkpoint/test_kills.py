@@ -8,12 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import lives
 import pytest
-from forgetful import UnsyncedStorage
 
-from autoresume import failpoints
+from autoresume.base import failpoints
 from autoresume.format.names import CheckpointName
+from tests.checkpoint import lives
+from tests.storage.forgetful import UnsyncedStorage
 
 LARGE = 4 * 1024 * 1024 + 100
 """From here on files are written directly, past the page cache."""

@@ -12,11 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import lives
 import pytest
-from forgetful import UnsyncedStorage
 
-from autoresume import failpoints
+from autoresume.base import failpoints
 from autoresume.checkpoint.commit import commit_if_complete
 from autoresume.checkpoint.discover import judge
 from autoresume.checkpoint.persist import Snapshot, persist
@@ -26,6 +24,8 @@ from autoresume.format import names
 from autoresume.format.manifest import Manifest, Part
 from autoresume.format.names import CheckpointName
 from autoresume.storage.local import LocalStorage
+from tests.checkpoint import lives
+from tests.storage.forgetful import UnsyncedStorage
 
 NAME = lives.name_of(10, 1)
 

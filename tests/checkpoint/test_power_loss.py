@@ -7,17 +7,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import lives
 import pytest
-from forgetful import STRICT, VARIANTS, Disk, ForgetfulStorage, UnsyncedStorage, Variant, put
 
-from autoresume import failpoints
+from autoresume.base import failpoints
 from autoresume.checkpoint import incarnation
 from autoresume.checkpoint.commit import commit_if_complete
 from autoresume.checkpoint.persist import persist
 from autoresume.checkpoint.sidefiles import enclose
 from autoresume.format.names import CheckpointName
 from autoresume.storage import LocalStorage
+from tests.checkpoint import lives
+from tests.storage.forgetful import STRICT, VARIANTS, Disk, ForgetfulStorage, UnsyncedStorage, Variant, put
 
 
 class PowerFailure(BaseException):

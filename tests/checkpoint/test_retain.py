@@ -6,9 +6,7 @@ import itertools
 import os
 from pathlib import Path
 
-import lives
 import pytest
-from forgetful import UnsyncedStorage
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +18,8 @@ from autoresume.checkpoint.verify import verify
 from autoresume.errors import StaleIncarnation, StorageFailed
 from autoresume.format.names import CheckpointName
 from autoresume.storage import LocalStorage
+from tests.checkpoint import lives
+from tests.storage.forgetful import UnsyncedStorage
 
 # -- choosing -----------------------------------------------------------------------------------------
 

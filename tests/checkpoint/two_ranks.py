@@ -12,12 +12,12 @@ from autoresume.checkpoint.persist import Snapshot, persist
 from autoresume.format import names
 from autoresume.format.digest import canonical
 from autoresume.format.names import CheckpointName
+from autoresume.load.read_checkpoint import Restored, choose_and_read
+from autoresume.ranks.agreement import Ranks
+from autoresume.snapshot import layout
+from autoresume.snapshot.copies import copy_all
+from autoresume.state.state import capture
 from autoresume.storage import LocalStorage
-from autoresume.training import layout
-from autoresume.training.agreement import Ranks
-from autoresume.training.copies import copy_all
-from autoresume.training.restore import Restored, choose_and_read
-from autoresume.training.state import capture
 
 RUN_ID = "the-run"
 OLD, MIDDLE, NEWEST = (CheckpointName(step=step, incarnation=1, epoch=0, samples=step * 8) for step in (10, 20, 30))

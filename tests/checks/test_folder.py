@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from autoresume.base.findings import Finding, Verdict
 from autoresume.checks import filesystem, folder, meeting
 from autoresume.checks.folder import judge_room
-from autoresume.findings import Finding, Verdict
 from autoresume.storage.local import LocalStorage
 
 GB = 10**9

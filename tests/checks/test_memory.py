@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from autoresume.base.findings import Verdict
 from autoresume.checks import memory
 from autoresume.checks.memory import Memory, cgroup_limit, findings
-from autoresume.findings import Verdict
 
 GB = 10**9
 ROOMY = Memory(Path("/dev/shm"), "tmpfs", total=64 * GB, free=64 * GB, available=200 * GB)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cli.runs import FakeRun
 
+from autoresume.base.findings import Verdict
 from autoresume.checks import saving, software
 from autoresume.checks.folder import Writing
-from autoresume.findings import Verdict
+from tests.cli.runs import FakeRun
 
 GB = 10**9
 

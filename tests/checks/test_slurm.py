@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from autoresume.findings import Finding, Verdict, summary
+from autoresume.base.findings import Finding, Verdict, summary
 from autoresume.slurm import checks
 from autoresume.slurm.checks import Preemption
 from autoresume.slurm.job import JobView

@@ -6,8 +6,6 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from node.harness import make_run
-
 from autoresume.checkpoint import incarnation
 from autoresume.checkpoint.commit import commit_if_complete
 from autoresume.checkpoint.incarnation import Incarnation
@@ -17,6 +15,7 @@ from autoresume.format.manifest import Chunk, chunks_json
 from autoresume.format.names import CheckpointName
 from autoresume.format.tensorfile import Entry, lay_out
 from autoresume.storage.local import LocalStorage
+from tests.node.harness import make_run
 
 RUN_ID = "fa4e4a4c0001"
 

@@ -18,11 +18,10 @@ import psutil
 import pytest
 from click.testing import CliRunner, Result
 
-from autoresume.bench import Estimate, Trial
+from autoresume.checks.save_cost import Estimate, Trial
 from autoresume.cli import cli
 from autoresume.errors import UsageError
-
-from .runs import FakeRun
+from tests.cli.runs import FakeRun
 
 
 @pytest.fixture(autouse=True)

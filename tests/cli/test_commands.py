@@ -14,8 +14,7 @@ from autoresume.checkpoint import incarnation
 from autoresume.checkpoint.discover import judge, listing, set_aside
 from autoresume.cli import _COMMANDS, cli, common, ls
 from autoresume.errors import AutoresumeError, CheckpointInvalid, RunIsLive, UsageError
-
-from .runs import FakeRun
+from tests.cli.runs import FakeRun
 
 
 @pytest.fixture

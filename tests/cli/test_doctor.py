@@ -11,8 +11,7 @@ from click.testing import CliRunner, Result
 
 from autoresume.cli import cli
 from autoresume.errors import UsageError
-
-from .runs import FakeRun
+from tests.cli.runs import FakeRun
 
 
 @pytest.fixture(autouse=True)

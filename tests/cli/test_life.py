@@ -10,15 +10,14 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from slurm_wing.conftest import Programs, programs  # noqa: F401  (a fixture)
 
 from autoresume.checkpoint import incarnation, requests
 from autoresume.cli import cli
 from autoresume.cli.status import describe
 from autoresume.errors import AutoresumeError
 from autoresume.format import names
-
-from .runs import FakeRun
+from tests.cli.runs import FakeRun
+from tests.slurm.conftest import Programs, programs  # noqa: F401  (a fixture)
 
 LINE = "JobId={id} JobName=a UserId=me(1) JobState={state} Reason={reason} Requeue=1 Restarts=0 EndTime=Unknown NodeList=n1"
 ALIVE = [incarnation.this_process()]

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from node.conftest import memory  # noqa: F401  (a fixture)
-from node.harness import Ended, Node, child_of, wait_until
 
-from .runs import FakeRun
+from tests.cli.runs import FakeRun
+from tests.node.conftest import memory  # noqa: F401  (a fixture)
+from tests.node.harness import Ended, Node, child_of, wait_until
 
 FAKE_RANK = Path(__file__).parents[1] / "node" / "fake_rank.py"
 

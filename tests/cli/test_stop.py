@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from node.conftest import memory  # noqa: F401  (a fixture)
-from node.harness import Node, environment, wait_until
 
 from autoresume.checkpoint import incarnation
 from autoresume.checkpoint.discover import newest_step
 from autoresume.storage.local import LocalStorage
+from tests.node.conftest import memory  # noqa: F401  (a fixture)
+from tests.node.harness import Node, environment, wait_until
 
 SCRIPT = Path(__file__).with_name("stoppable.py")
 

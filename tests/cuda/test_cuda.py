@@ -16,13 +16,13 @@ import torch
 from autoresume import start
 from autoresume.checkpoint.retain import Keep
 from autoresume.format.names import CheckpointName
+from autoresume.load.read_checkpoint import choose_and_read
+from autoresume.ranks.agreement import Ranks
+from autoresume.snapshot.devices import pin, unpin
+from autoresume.snapshot.saver import Saver
+from autoresume.snapshot.sinks import ThreadSink
+from autoresume.state import rng
 from autoresume.storage import LocalStorage
-from autoresume.training import rng
-from autoresume.training.agreement import Ranks
-from autoresume.training.devices import pin, unpin
-from autoresume.training.restore import choose_and_read
-from autoresume.training.saver import Saver
-from autoresume.training.sinks import ThreadSink
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 SCRIPT = Path(__file__).with_name("train.py")

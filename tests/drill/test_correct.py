@@ -8,9 +8,8 @@ import pytest
 
 from autoresume.drill.drill import IDENTICAL
 from autoresume.drill.schedule import Interruption
+from tests.drill.quick import quick
 from tests.real_scripts import harness
-
-from .quick import quick
 
 OTHERS = harness.SCRIPTS
 CORRECT = [

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from autoresume.drill.drill import DIVERGED, NOT_DETERMINISTIC
+from tests.drill.quick import KILL, quick
 from tests.real_scripts import harness
-
-from .quick import KILL, quick
 
 PLANTED = {
     "scheduler": ("scheduler not tracked", "`scheduler` in main()"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import lives
 import pytest
 import torch
 
@@ -20,12 +19,12 @@ from autoresume.errors import StorageFailed, StorageFull
 from autoresume.format import names
 from autoresume.format.names import CheckpointName
 from autoresume.handoff.mailbox import Mailbox
+from autoresume.ranks.agreement import Ranks
+from autoresume.snapshot.saver import Saver
+from autoresume.snapshot.sinks import DaemonSink, ThreadSink
 from autoresume.storage import LocalStorage
-from autoresume.training.agreement import Ranks
-from autoresume.training.saver import Saver
-from autoresume.training.sinks import DaemonSink, ThreadSink
-
-from . import disks
+from tests.checkpoint import lives
+from tests.faults import disks
 
 IMAGE_BYTES = 30_000
 LARGE = 5 * disks.MIB

@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from real_scripts import harness
 
 from autoresume.checkpoint.verify import verify
 from autoresume.format import names
 from autoresume.format.names import CheckpointName
 from autoresume.loggers import journal
 from autoresume.storage import LocalStorage
-
-from . import disks
+from tests.faults import disks
+from tests.real_scripts import harness
 
 SCRIPT = Path(__file__).with_name("train.py")
 STEPS = 40

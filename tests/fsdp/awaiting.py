@@ -8,10 +8,10 @@ import torch
 
 from autoresume.checkpoint.retain import Keep
 from autoresume.format.names import CheckpointName
+from autoresume.ranks.agreement import Ranks
+from autoresume.snapshot.saver import Saver
+from autoresume.snapshot.sinks import ThreadSink, await_commit
 from autoresume.storage import LocalStorage
-from autoresume.training.agreement import Ranks
-from autoresume.training.saver import Saver
-from autoresume.training.sinks import ThreadSink, await_commit
 
 ranks = Ranks.join("gloo")
 storage = LocalStorage(Path.cwd() / "run")

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from real_scripts import harness
+
+from tests.real_scripts import harness
 
 
 @pytest.fixture(scope="module")

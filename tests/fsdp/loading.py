@@ -10,7 +10,7 @@ import torch.distributed.checkpoint as dcp
 sys.path.insert(0, str(Path(__file__).parent))
 from train import build, note
 
-from autoresume.training.dcp import CheckpointStorageReader
+from autoresume.load.dcp import CheckpointStorageReader
 
 dist.init_process_group("gloo")
 torch.manual_seed(99)

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from real_scripts.harness import INTERRUPTED, Place, Stage
+
+from tests.real_scripts.harness import INTERRUPTED, Place, Stage
 
 SCRIPT = str(Path(__file__).with_name("train.py"))
 

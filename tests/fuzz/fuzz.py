@@ -103,7 +103,7 @@ def audit(event: str, _: Any) -> None:
 def pickled(data: bytes) -> None:
     """Somebody else's pickle makes tensors and plain values, or an error; it opens, runs and reaches nothing."""
     global watching
-    from autoresume.sources.torchfile import RestrictedUnpickler
+    from autoresume.restore.torch_file import RestrictedUnpickler
 
     for codec in ("raw-unicode-escape", "unicode-escape", "ascii", "latin-1", "utf-8"):
         "".encode(codec)  # Python reads its own codecs from files, once
@@ -134,8 +134,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 def main() -> None:
     target, options = TARGETS[sys.argv[1]], sys.argv[2:]
     if target is pickled:
-        with atheris.instrument_imports(include=["autoresume.sources.torchfile"]):
-            import autoresume.sources.torchfile  # noqa: F401
+        with atheris.instrument_imports(include=["autoresume.restore.torch_file"]):
+            import autoresume.restore.torch_file  # noqa: F401
         sys.addaudithook(audit)
     limits = ["-timeout=10", "-rss_limit_mb=2048", "-verbosity=0"]
     atheris.Setup([sys.argv[0], *limits, *options], target)

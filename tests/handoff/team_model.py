@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .model import CONFIRMED, NONE, PROPOSED, STOP
+from tests.handoff.model import CONFIRMED, NONE, PROPOSED, STOP
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from node.harness import wait_until
 
-from autoresume import session
 from autoresume.errors import AgreementError
 from autoresume.handoff import fence as fence_module
 from autoresume.handoff.fence import DaemonFence, Order, Phase, RankFence
-from autoresume.session import Session
-
-from .schedule import Schedule, Stuck, attach
+from autoresume.run import session
+from autoresume.run.session import Session
+from tests.handoff.schedule import Schedule, Stuck, attach
+from tests.node.harness import wait_until
 
 Pair = tuple[DaemonFence, list[RankFence]]
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from .model import SAVE, STOP, Model, Rules, Violation, explore
+from tests.handoff.model import SAVE, STOP, Model, Rules, Violation, explore
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from .model import SAVE, STOP, Violation, explore
-from .team_model import Model, Rules
+from tests.handoff.model import SAVE, STOP, Violation, explore
+from tests.handoff.team_model import Model, Rules
 
 Lengths = tuple[tuple[int, ...], ...]
 

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from autoresume import Run, autoresume
-from autoresume.training.agreement import Ranks
+from autoresume.ranks.agreement import Ranks
 
 told = 0
 gather = Ranks.gather

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .harness import Node
+from tests.node.harness import Node
 
 
 @pytest.fixture

@@ -31,8 +31,8 @@ from autoresume.handoff.arena import Arena
 from autoresume.handoff.fence import Order, Phase, RankFence
 from autoresume.handoff.mailbox import NODE_FOLDER_VARIABLE, Mailbox
 from autoresume.handoff.signals import SignalTrap
+from autoresume.snapshot.sinks import DaemonSink, Sealed
 from autoresume.storage.local import LocalStorage
-from autoresume.training.sinks import DaemonSink, Sealed
 
 RUN_ID = "fa4e4a4c0001"
 FLOATS = 3000

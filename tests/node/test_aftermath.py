@@ -15,8 +15,7 @@ from autoresume.node import aftermath, brain
 from autoresume.node.brain import Cause, Kind
 from autoresume.node.cluster import Notice
 from autoresume.storage.local import LocalStorage
-
-from .harness import Node, make_run
+from tests.node.harness import Node, make_run
 
 
 @pytest.fixture

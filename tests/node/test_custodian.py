@@ -20,10 +20,9 @@ from autoresume.handoff import kept
 from autoresume.handoff.arena import Arena
 from autoresume.handoff.mailbox import Mailbox
 from autoresume.node.custodian import Custodian
+from autoresume.snapshot.sinks import DaemonSink, Sealed
 from autoresume.storage.local import LocalStorage
-from autoresume.training.sinks import DaemonSink, Sealed
-
-from .harness import make_run, wait_until
+from tests.node.harness import make_run, wait_until
 
 
 @pytest.fixture

@@ -11,9 +11,8 @@ import time
 import pytest
 
 from autoresume.node.daemon import adopt
-
-from .fake_rank import content
-from .harness import STOP_SIGNALS, Node, child_of, told, wait_until
+from tests.node.fake_rank import content
+from tests.node.harness import STOP_SIGNALS, Node, child_of, told, wait_until
 
 SLEEPER = "import time; time.sleep(600)"
 

@@ -16,8 +16,7 @@ import pytest
 from autoresume.errors import AgreementError
 from autoresume.node import link
 from autoresume.node.link import MEETING_FILE, Line, Listener, find_coordinator
-
-from .harness import wait_until
+from tests.node.harness import wait_until
 
 
 @pytest.fixture

@@ -13,8 +13,7 @@ import psutil
 import pytest
 
 from autoresume.checkpoint.incarnation import Incarnation
-
-from .harness import HERE, Node, wait_until
+from tests.node.harness import HERE, Node, wait_until
 
 
 def start(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from .harness import wait_until
+from tests.node.harness import wait_until
 
 
 def play(script: str, *arguments: object) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from . import harness
+from tests.real_scripts import harness
 
 
 @pytest.fixture(scope="session")

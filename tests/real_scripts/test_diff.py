@@ -10,10 +10,9 @@ import torch
 from click.testing import CliRunner, Result
 
 from autoresume.cli import cli
-from autoresume.comparing import compare
-
-from . import harness
-from .harness import Place
+from autoresume.restore.diff import compare
+from tests.real_scripts import harness
+from tests.real_scripts.harness import Place
 
 
 @pytest.fixture(scope="module")

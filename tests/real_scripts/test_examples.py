@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from .harness import INTERRUPTED, Place, Stage, environment, read_metrics
+from tests.real_scripts.harness import INTERRUPTED, Place, Stage, environment, read_metrics
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = ["ddp_classifier", "nanogpt_style", "gan", "rl"]

@@ -17,8 +17,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from autoresume.loggers.wandb import rows_in
-
-from .harness import Place, Stage
+from tests.real_scripts.harness import Place, Stage
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 STEPS = list(range(1, 31))

@@ -8,7 +8,7 @@ import shutil
 import signal
 from pathlib import Path
 
-from .harness import Place, Stage
+from tests.real_scripts.harness import Place, Stage
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -12,9 +12,8 @@ from click.testing import CliRunner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from autoresume.cli import cli
-
-from . import harness
-from .harness import INTERRUPTED, Place, Stage
+from tests.real_scripts import harness
+from tests.real_scripts.harness import INTERRUPTED, Place, Stage
 
 STEPS = 16  # 2 epochs of 8
 

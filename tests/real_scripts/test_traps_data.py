@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .harness import Stage, assert_same
+from tests.real_scripts.harness import Stage, assert_same
 
 EACH_STEP = ["TERM@+1!"]
 """Every life does one step: each border of the run is stopped at, and each is begun at."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .harness import INTERRUPTED, Place, Stage, assert_same
+from tests.real_scripts.harness import INTERRUPTED, Place, Stage, assert_same
 
 
 def test_hydra_like_main(stage: Stage) -> None:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from .harness import SCRIPTS, Stage, assert_same, environment
+from tests.real_scripts.harness import SCRIPTS, Stage, assert_same, environment
 
 
 @pytest.mark.parametrize("group", ["own", "backend", "none"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .harness import INTERRUPTED, Place, Stage
+from tests.real_scripts.harness import INTERRUPTED, Place, Stage
 
 EACH_STEP = ["TERM@+1!"]
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from autoresume import spans
-from autoresume.tracing import merge
+from autoresume.base import spans
+from autoresume.run.tracing import merge
 
 SCRIPT = """
 import os

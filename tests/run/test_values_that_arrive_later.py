@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from autoresume import Run, start
-from autoresume.training.arriving import Arriving
+from autoresume.snapshot.arriving import Arriving
 
 
 class Coming(Arriving):

@@ -16,7 +16,17 @@ from pathlib import Path
 
 import pytest
 
-from .harness import ORDINARY_USER, SLURM, SYSTEM_PATH, Cluster, must_be_up, new_root, text_of, unavailable, wait_until
+from tests.slurm_cluster.harness import (
+    ORDINARY_USER,
+    SLURM,
+    SYSTEM_PATH,
+    Cluster,
+    must_be_up,
+    new_root,
+    text_of,
+    unavailable,
+    wait_until,
+)
 
 
 @pytest.fixture

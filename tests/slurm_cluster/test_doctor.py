@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from .harness import ORDINARY_USER, Cluster, must_be_up, new_root, text_of, unavailable, wait_until
-from .test_cluster import folder, is_alive
+from tests.slurm_cluster.harness import ORDINARY_USER, Cluster, must_be_up, new_root, text_of, unavailable, wait_until
+from tests.slurm_cluster.test_cluster import folder, is_alive
 
 __all__ = ["folder"]  # a fixture
 

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from slurm_cluster.harness import ORDINARY_USER, Cluster, must_be_up, new_root
 
 from tests.once import once
-
-from .harness import Job, reference
+from tests.slurm_cluster.harness import ORDINARY_USER, Cluster, must_be_up, new_root
+from tests.slurm_jobs.harness import Job, reference
 
 CHECKOUT = Path(__file__).parents[2]
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from slurm_cluster.harness import Cluster, wait_until
+
+from tests.slurm_cluster.harness import Cluster, wait_until
 
 HERE = Path(__file__).parent
 SCRIPT = HERE / "train.py"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .harness import SCRIPT, Job
+from tests.slurm_jobs.harness import SCRIPT, Job
 
 pytestmark = pytest.mark.timeout(500)
 MOMENTS = [

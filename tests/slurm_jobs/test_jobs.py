@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from slurm_cluster.harness import wait_until
 
-from .harness import Job, assert_same, of_job
+from tests.slurm_cluster.harness import wait_until
+from tests.slurm_jobs.harness import Job, assert_same, of_job
 
 pytestmark = pytest.mark.timeout(500)
 TWO = ("--nodes=2", "--nproc=1")

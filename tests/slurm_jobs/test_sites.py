@@ -12,9 +12,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from slurm_cluster.harness import Cluster, wait_until
 
-from .harness import SCRIPT, Job, assert_same
+from tests.slurm_cluster.harness import Cluster, wait_until
+from tests.slurm_jobs.harness import SCRIPT, Job, assert_same
 
 pytestmark = pytest.mark.timeout(500)
 

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from forgetful import STRICT, VARIANTS, ForgetfulStorage, Variant
+
+from tests.storage.forgetful import STRICT, VARIANTS, ForgetfulStorage, Variant
 
 
 @pytest.fixture

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forgetful import STRICT, VARIANTS, ForgetfulStorage, UnsyncedStorage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoresume.format import names
 from autoresume.storage import LocalStorage, local
+from tests.storage.forgetful import STRICT, VARIANTS, ForgetfulStorage, UnsyncedStorage
 
 PAGE = 4096
 BLOCK = 4 * PAGE

@@ -15,6 +15,7 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
+from autoresume.base.failpoints import ERRORS, FAULTS
 from autoresume.checkpoint import incarnation
 from autoresume.checkpoint.discover import newest_step
 from autoresume.cli import cli
@@ -22,7 +23,6 @@ from autoresume.drill import compare
 from autoresume.drill.driver import Life, Plan
 from autoresume.drill.record import Trajectory
 from autoresume.drill.schedule import Interruption
-from autoresume.failpoints import ERRORS, FAULTS
 from autoresume.storage.local import LocalStorage
 from tests.drill.quick import Quick, quick_run
 from tests.real_scripts import harness

@@ -1,0 +1,151 @@
+"""`run.loader(...)` over an iterable or stateful dataset.
+
+Law: the position is the state of torchdata's iterator that the loop trains on, as it was at the step
+boundary. An iterator that is dropped before a boundary, or comes to its end without one, leaves no
+trace in it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from autoresume.data import watch
+from autoresume.data.positioned import PassTurn
+from autoresume.data.workers import WorkerInit
+from autoresume.errors import UsageError
+
+
+class StatefulRunLoader:
+    """torchdata's StatefulDataLoader with a position; iterated like `RunLoader`."""
+
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int,
+        samples_per_batch: int,
+        turn: Callable[[], str],
+        before_first: Callable[[], None],
+        options: Any,
+    ) -> None:
+        try:
+            from torchdata.stateful_dataloader import StatefulDataLoader
+        except ImportError as error:
+            raise UsageError(
+                "an iterable dataset needs torchdata to keep its position: pip install 'autoresume-hpc[stateful]'"
+            ) from error
+        options = dict(options)
+        if options.get("num_workers", 0) > 0:
+            options["worker_init_fn"] = WorkerInit(options.get("worker_init_fn"))
+        self.loader = StatefulDataLoader(dataset, batch_size=batch_size, generator=torch.Generator(), **options)
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.epoch = 0
+        self.over = False
+        self.driven = False
+        self._samples_per_batch = samples_per_batch
+        self._turn = PassTurn(turn)
+        self._before_first = before_first
+        self._restored: dict[str, Any] | None = None
+        self._empty = False
+        """The restored pass had come to its end: it gives nothing."""
+        self._latest: weakref.ref[_StatefulPass] | None = None
+        self._stepped: _StatefulPass | None = None
+        """The one that the loop trains on."""
+
+    def reseed(self, seed: int) -> None:
+        """An iterable dataset brings its own order."""
+
+    def advance(self) -> None:
+        if self.over or self._turn.left():
+            self.epoch, self.over, self._empty = self.epoch + 1, False, False
+            self._restored, self._latest, self._stepped = None, None, None
+
+    def drive(self) -> Iterator[Any]:
+        self.driven = True
+        return self._pass()
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.driven:
+            return iter(self.loader)
+        self.advance()
+        return self._pass()
+
+    def _pass(self) -> _StatefulPass:
+        self._turn.begin()
+        if self._empty:
+            return _StatefulPass(self, iter(()))
+        if self._stepped is not None:
+            self.loader.load_state_dict(self._stepped.batches.state_dict())
+        elif self._restored is not None:
+            self.loader.load_state_dict(self._restored)
+        return _StatefulPass(self, iter(self.loader))
+
+    def commit(self) -> int:
+        # A loop holds its iterator; one that was dropped (a look, an evaluation that stopped early) is gone.
+        latest = self._latest() if self._latest is not None else None
+        if latest is None or not latest.unread:
+            return 0
+        self._stepped = latest
+        consumed, latest.unread = latest.unread * self._samples_per_batch, 0
+        return consumed
+
+    def state_dict(self) -> dict[str, Any]:
+        state = self._restored
+        if self._stepped is not None and not self.over:
+            state = self._stepped.batches.state_dict()
+        return {
+            "kind": "stateful",
+            "epoch": self.epoch,
+            "state": state,
+            "over": self.over or self._empty,
+            "turn": self._turn.begun,
+            "driven": self.driven,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state.get("kind") != "stateful":
+            raise UsageError(f"this loader was a {state.get('kind')} loader when the checkpoint was written")
+        self.epoch, self._restored, self._empty = int(state["epoch"]), state["state"], bool(state["over"])
+        self.driven = bool(state["driven"])
+        self._turn.take_over(state)
+
+    def succeed(self, state: dict[str, Any]) -> None:
+        begun = bool(state["over"]) or state["state"] is not None
+        self.epoch, self.driven = int(state["epoch"]) + begun, bool(state["driven"])
+
+    def end(self) -> None:
+        """Its workers are found among this process's children."""
+
+
+class _StatefulPass:
+    """From the position to the end of the stream. Moves its owner's position once a boundary came meanwhile."""
+
+    def __init__(self, owner: StatefulRunLoader, batches: Any) -> None:
+        self.owner = owner
+        self.batches = batches
+        self.unread = 0
+        """Batches handed out since the last boundary."""
+        self._gave = False
+
+    def __iter__(self) -> _StatefulPass:
+        return self
+
+    def __next__(self) -> Any:
+        owner = self.owner
+        owner._before_first()
+        try:
+            batch = watch.fetch(self.batches, note=True)
+        except StopIteration:
+            nothing_left = owner._restored is not None and not self._gave
+            if owner.driven or owner._empty or nothing_left or owner._stepped is self:
+                owner.over, owner._empty = True, False
+            else:
+                owner._latest = None  # an evaluation, from end to end between two boundaries, moves nothing
+            raise
+        self.unread, self._gave = self.unread + 1, True
+        owner._latest = weakref.ref(self)
+        return batch

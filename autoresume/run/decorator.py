@@ -1,0 +1,199 @@
+"""`@autoresume` and `start()`: the two ways into a run.
+
+Law: the wrapped function sees a run that is open and restores when it asks; it ends in exactly one of:
+finished (it returned, or called `run.finish()`), interrupted (exit code 75), failed (its own exception,
+unchanged), ended (it left by sys.exit(0) before its end: unfinished, with its own exit code).
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+from autoresume.config.command_line import configure_logging, default_directory, take_restore_arguments
+from autoresume.config.options import load
+from autoresume.drill import recorder
+from autoresume.errors import AutoresumeError, UsageError
+from autoresume.format.digest import signing_key
+from autoresume.restore.beginning import check, folder_of
+from autoresume.run.handle import Run
+from autoresume.run.session import Session
+
+log = logging.getLogger("autoresume")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+if recorder.VARIABLE in os.environ:
+    recorder.freeze_clock()
+
+_LAUNCH_FOLDER = Path.cwd()
+"""Where the script was started: hydra and others change the directory before they call it."""
+
+
+@overload
+def autoresume(function: F, /) -> F: ...
+
+
+@overload
+def autoresume(**options: Any) -> Callable[[F], F]: ...
+
+
+def autoresume(function: Any = None, /, **options: Any) -> Any:
+    """Make a training function preemption-proof. With or without options (see `Options`).
+
+    The function gets the run as its first argument if it takes one called `run`, or annotated `Run`;
+    else it asks `autoresume.current()`. Calling it raises SystemExit when the run is interrupted, and
+    returns None, with a message, when the run is finished already.
+    """
+    if function is not None and not callable(function):
+        raise UsageError("use it as @autoresume, or with options by name, e.g. @autoresume(save_every='10 minutes')")
+    if function is None:
+        return lambda decorated: _wrap(decorated, options)
+    return _wrap(function, {})
+
+
+def _wrap(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+    takes_run = _takes_run(function)
+    try:
+        take_restore_arguments()  # before the script looks at its command line
+    except AutoresumeError as error:
+        configure_logging()
+        _leave_with(error)
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        run = _open(options)
+        if run is None:
+            return None
+        try:
+            result = function(run, *args, **kwargs) if takes_run else function(*args, **kwargs)
+            run.finish()
+            return result
+        except SystemExit as error:
+            _left_by(run, error)
+            raise
+        except AutoresumeError as error:
+            run.close("failed", str(error))
+            _leave_with(error)
+        except BaseException as error:
+            _ended_by(run, error)
+            raise
+
+    return wrapped
+
+
+def start(**options: Any) -> Run:
+    """Open the run of a script that has no main function; its state lives in module globals.
+
+    The run is finished by `run.finish()`. A script that ends without it, however it ends, is recorded
+    as ended, and goes on when it is started again. Leaves with exit code 0 and a message when the run
+    is finished already.
+    """
+    run = _open(options)
+    if run is None:
+        raise SystemExit(0)
+    previous = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if isinstance(error, AutoresumeError):
+            run.close("failed", str(error))
+            log.error("%s", error)
+            return
+        try:
+            _ended_by(run, error)
+        except SystemExit as interrupted:
+            # An excepthook can't change the exit code by raising.
+            sys.stderr.flush()
+            os._exit(int(interrupted.code or 0))
+        previous(kind, error, trace)
+
+    sys.excepthook = hook
+    atexit.register(_left_by, run, None)
+    return run
+
+
+def _open(options: dict[str, Any]) -> Run | None:
+    configure_logging()
+    try:
+        signing_key()
+        loaded = load(options, folder=_LAUNCH_FOLDER, restore=take_restore_arguments())
+        default = default_directory(sys.argv, _LAUNCH_FOLDER, loaded.restore)
+        folder = folder_of(loaded, default, _LAUNCH_FOLDER)
+        check(loaded, folder, _LAUNCH_FOLDER)
+        session = Session(loaded, folder, _LAUNCH_FOLDER)
+    except AutoresumeError as error:
+        _leave_with(error)
+        raise
+    record = session.finished()
+    if record is not None and record.ended is not None:
+        session.trap.restore()
+        if session.ranks.rank == 0:
+            log.info(
+                "the run in %s is finished: it ended after step %s. To train on, for more epochs, say, start it with "
+                "--restore.mode continue; to start a new one, give another run_dir (in the decorator, or "
+                "AUTORESUME_RUN_DIR), or move the folder away.",
+                session.folder,
+                record.ended["step"],
+            )
+        return None
+    session.make_process_group()
+    return Run(session)
+
+
+def _leave_with(error: AutoresumeError) -> None:
+    """A clear message in place of a traceback. Raises SystemExit."""
+    log.error("%s", error)
+    raise SystemExit(1) from error
+
+
+def _ended_by(run: Run, error: BaseException) -> None:
+    """Record an exception that ended the script. Raises SystemExit where a stop signal was its cause."""
+    if run.should_stop and not isinstance(error, KeyboardInterrupt):
+        # A signal that reached the whole process tree kills data workers, and torch raises in the rank.
+        why = f"{type(error).__name__} after {run.session.trap.first!r}: {error}"
+        log.warning(
+            "stopped by a signal in the middle of step %d (%s); the last checkpoint counts", run.step_count + 1, why
+        )
+        code = run.session.exit_code
+        run.close("interrupted", why)
+        raise SystemExit(code) from error
+    run.close("failed", f"{type(error).__name__}: {error}")
+
+
+def _left_by(run: Run, error: SystemExit | None) -> None:
+    """Record that the script left by itself before its end. It is not finished: the record says so, not the exit code,
+    which is the script's own. Raises SystemExit where a stop signal was the cause."""
+    if run.over:
+        return
+    step = f"after step {run.step_count}"
+    if error is not None and error.code not in (None, 0):
+        run.close("failed", f"SystemExit({error.code!r})")
+    elif run.should_stop:
+        # A handler of the script's own that leaves by sys.exit(0): for whoever started it, that is no success.
+        why = f"the script left by itself {step}, after {run.session.trap.first!r}"
+        log.warning("%s; the last checkpoint counts", why)
+        code = run.session.exit_code
+        run.close("interrupted", why)
+        if error is not None:
+            raise SystemExit(code) from error
+    else:
+        why = f"the script left by itself {step}, without run.finish()"
+        log.warning(
+            "%s: it is unfinished, and goes on from its last checkpoint when it is started again. If the training is "
+            "over at that place, call run.finish() there.",
+            why,
+        )
+        run.close("ended", why)
+
+
+def _takes_run(function: Callable[..., Any]) -> bool:
+    for parameter in list(inspect.signature(function).parameters.values())[:1]:
+        return parameter.name == "run" or parameter.annotation in (Run, "Run", "autoresume.Run")
+    return False

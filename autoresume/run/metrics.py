@@ -1,0 +1,122 @@
+"""`run.log`: rank 0's journal of metrics, and the loggers that are fed from it.
+
+Law: the journal is the truth. It is cut back to the restored step before anything is logged, so that
+each step is there once; it is flushed before a checkpoint that belongs to it is taken. What a device has still to
+compute is waited for only then; what is logged behind it is written behind it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from autoresume.format import names
+from autoresume.format.manifest import Labels
+from autoresume.loggers.base import RunInfo
+from autoresume.loggers.journal import Journal, plain
+from autoresume.loggers.publisher import Publisher
+from autoresume.run.session import Session
+from autoresume.snapshot.arriving import Arriving
+
+log = logging.getLogger("autoresume")
+
+
+class Metrics:
+    """Does nothing on ranks other than 0, and before `open`."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._journal: Journal | None = None
+        self._publisher: Publisher | None = None
+        self._last: dict[str, Any] = {}
+        self._waiting: deque[tuple[int, float, dict[str, Any]]] = deque()
+        """Step, time and values of what was logged and is not in the journal yet."""
+
+    @property
+    def last(self) -> dict[str, float]:
+        """The value that each metric had last, of those that are finite numbers."""
+        found = {name: value for name, value in self._last.items() if type(value) in (int, float)}
+        return {name: value for name, value in found.items() if math.isfinite(value)}
+
+    def open(self, step: int, labels: Labels | None = None, config: Mapping[str, Any] | None = None) -> None:
+        """Rank 0, restored at `step`: whatever was logged after it is cut away. `labels` are the checkpoint's, `config`
+        are the run's settings."""
+        session = self._session
+        if session.ranks.rank != 0:
+            return
+        self._last = dict(labels.metrics) if labels is not None else {}
+        self._journal = Journal(session.folder / names.JOURNAL)
+        session.bury_previous(self._journal.cut(step))
+        if session.options.loggers:
+            self._publisher = Publisher(session.options.loggers, session.options.publish == "live")
+            parent = session.parent()
+            info = RunInfo(
+                run_id=session.run_id,
+                name=session.folder.name,
+                folder=session.folder,
+                identity={},
+                origin=str(parent.get("origin", "")),
+                config=config or {},
+            )
+            loggers = dict(parent.get("loggers") or {})
+            self._publisher.open(info, session.identities(), loggers, step, session.remember_identities)
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Raises TypeError for what is no plain value."""
+        if self._journal is None:
+            return
+        found = {name: Arriving.of(value) or plain(name, value) for name, value in values.items()}
+        self._waiting.append((step, time.time(), found))
+        self.arrived()
+
+    def arrived(self) -> None:
+        """Write what is there by now."""
+        while self._waiting and all(
+            value.is_there() for value in self._waiting[0][2].values() if isinstance(value, Arriving)
+        ):
+            self._write()
+
+    def _write(self) -> None:
+        assert self._journal is not None
+        step, when, found = self._waiting[0]
+        values = {name: value.value() if isinstance(value, Arriving) else value for name, value in found.items()}
+        self._waiting.popleft()
+        record = self._journal.append(step, values, when)
+        self._last.update(record.values)
+        if self._publisher is not None:
+            self._publisher.put(record)
+
+    def flush(self) -> int:
+        """How long the journal is, with the lines that could not be written yet, if there are any."""
+        if self._journal is None:
+            return 0
+        while self._waiting:
+            self._write()
+        self._journal.flush()
+        return self._journal.bytes
+
+    def saving(self, step: int, manifest: Path) -> None:
+        """A checkpoint of `step` was asked for, which is committed when `manifest` is there."""
+        if self._publisher is not None:
+            self._publisher.saving(step, manifest)
+
+    def handle(self, name: str) -> Any:
+        """The logger's own object; None on other ranks than 0. Raises UsageError."""
+        return self._publisher.handle(name) if self._publisher is not None else None
+
+    def close(self, how: str) -> None:
+        if self._journal is not None:
+            try:
+                self.flush()
+            except RuntimeError as error:  # CUDA's, which has ended the training, too
+                log.warning(
+                    "the metrics of %d calls of run.log are lost with the device: %s", len(self._waiting), error
+                )
+            self._journal.close()
+        if self._publisher is not None:
+            self._publisher.close(how)

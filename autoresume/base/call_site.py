@@ -9,10 +9,10 @@ from __future__ import annotations
 import sys
 from types import CodeType
 
-Place = tuple[tuple[CodeType, int], ...]
+CallSite = tuple[tuple[CodeType, int], ...]
 
 
-def here() -> Place:
+def call_site() -> CallSite:
     """The place in the script that is running now."""
     frame, found = sys._getframe(1), []
     while frame is not None:

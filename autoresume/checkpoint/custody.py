@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoresume.checkpoint import tags
-from autoresume.checkpoint.discover import glance, listing
+from autoresume.checkpoint.discover import judge_quickly, list_checkpoints
 from autoresume.checkpoint.persist import Guard
 from autoresume.checkpoint.retain import Committed, Keep, collect_failed, collect_garbage, prune
 from autoresume.errors import CheckpointInvalid
@@ -37,23 +37,23 @@ class Outcome:
 
 def committed_checkpoints(storage: Storage, run_id: str | None = None) -> list[Committed]:
     """All committed checkpoints (of one run) whose manifest is whole, newest first."""
-    found, later = [], tags.given(storage)
-    for name in listing(storage):
+    found, later = [], tags.given_tags(storage)
+    for name in list_checkpoints(storage):
         try:
-            head = glance(storage, name, run_id)
+            head = judge_quickly(storage, name, run_id)
             found.append(Committed(name, head.time, tags.labels_of(head, later)))
         except (CheckpointInvalid, OSError):
             continue  # not committed, or damaged: retention neither counts nor deletes it
     return found
 
 
-def settle(storage: Storage, name: CheckpointName, keep: Keep, guard: Guard, collected: bool) -> None:
+def prune_after_commit(storage: Storage, name: CheckpointName, keep: Keep, guard: Guard, collected: bool) -> None:
     """After `name` was committed: prune, delete what failed before it, and, once in a life, collect garbage.
 
     What can't be deleted now is deleted after the next commit: the commit stands. Raises StaleIncarnation.
     """
     try:
-        run_id = glance(storage, name).run_id
+        run_id = judge_quickly(storage, name).run_id
         prune(storage, committed_checkpoints(storage, run_id), keep, guard)
         collect_failed(storage, name, guard)
         if not collected:

@@ -162,7 +162,7 @@ def _grace(partition: str | None) -> tuple[float, str]:
     _, ends, _ = slurm(partition, None, None)
     if ends is not None and ends.mode != "off":
         return ends.seconds, "Slurm"
-    return options.load({}).grace, "the option grace"
+    return options.load_options({}).grace, "the option grace"
 
 
 def _seconds(text: str) -> float:

@@ -169,7 +169,7 @@ def machine(
     run_dir: Path, state: saving.State | None, nodes: int, several: bool, ends: Preemption | None, inside: bool
 ) -> list[Finding]:
     """What is true of this machine and of the run directory. `several`: lives may be on other machines."""
-    keep = options.load({}).keep
+    keep = options.load_options({}).keep
     size = state.bytes if state else None
     share = saving.share_of(state, nodes) if state else None
     window = ends.seconds if ends and ends.mode not in ("off", "suspend") else None

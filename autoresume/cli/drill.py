@@ -143,7 +143,7 @@ def _refuse_others(folder: Path) -> None:
 def _states(one: str, other: str) -> list[str]:
     """What of the latest checkpoints of two runs differs."""
     comparing = importlib.import_module("autoresume.restore.diff")
-    found = comparing.compare(comparing.read(one), comparing.read(other))
+    found = comparing.compare(comparing.read_values(one), comparing.read_values(other))
     found = [line for line in found if line.what != "pickle"]  # their content was compared in each step
     more = [f"... and {len(found) - _SHOWN} more: autoresume diff {one} {other}"] if len(found) > _SHOWN else []
     return [f"the final {line.name} ({line.what})" for line in found[:_SHOWN]] + more

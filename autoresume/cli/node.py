@@ -16,7 +16,7 @@ from autoresume.node import batch_job
 from autoresume.node.batch_job import SlurmCluster
 from autoresume.node.brain import parse_budget
 from autoresume.node.daemon import NodeDaemon, Plan
-from autoresume.restore.beginning import default_folder
+from autoresume.restore.beginning import default_run_folder
 from autoresume.slurm import environment as slurm_environment
 from autoresume.slurm.environment import Task
 
@@ -153,5 +153,5 @@ def run_folder_of_command(words: list[str]) -> Path | None:
     """Where the script of a command keeps its run by default: the first word that is a python file."""
     for index, word in enumerate(words):
         if word.endswith(".py") and Path(word).is_file():
-            return default_folder(words[index:], Path.cwd())
+            return default_run_folder(words[index:], Path.cwd())
     return None

@@ -82,21 +82,21 @@ class RunLoader:
         """Batches of a whole epoch, for each rank."""
         return len(self.order)
 
-    def advance(self) -> None:
+    def start_next_epoch_if_over(self) -> None:
         if self.over or self._turn.left():
             self.epoch, self.position = (self._ended.epoch if self._ended else self.epoch) + 1, 0
             self.over, self._active = False, None
             if not self.fetched_ahead:
                 self._ended = None
 
-    def drive(self) -> Iterator[Any]:
+    def iterate(self) -> Iterator[Any]:
         self.driven = True
         return self._pass(self.position, tracked=True)
 
     def __iter__(self) -> Iterator[Any]:
         if self.driven:
             return self._pass(0, tracked=False)
-        self.advance()
+        self.start_next_epoch_if_over()
         return self._pass(self.position, tracked=True)
 
     def _pass(self, position: int, tracked: bool) -> _Pass:
@@ -146,13 +146,13 @@ class RunLoader:
         self._active, self._ended, self.over = None, None, False
         self.epoch, self.position, self.driven = int(state["epoch"]), int(state["position"]), bool(state["driven"])
         self._ahead_rng = list(state["ahead"])
-        self._turn.take_over(state)
+        self._turn.load_state(state)
 
-    def succeed(self, state: dict[str, Any]) -> None:
+    def follow(self, state: dict[str, Any]) -> None:
         begun = bool(state["over"]) or int(state["position"]) > 0
         self.epoch, self.driven = int(state["epoch"]) + begun, bool(state["driven"])
 
-    def end(self) -> None:
+    def shut_down_workers(self) -> None:
         self.loader._iterator = None
         for one in list(self._passes):
             one.batches = iter(())  # torch shuts the workers down when it loses its iterator
@@ -199,10 +199,10 @@ class _Pass:
         owner = self.owner
         if self.tracked:
             owner._before_first()
-        now = rng.get() if self.again else None
+        now = rng.get_rng_state() if self.again else None
         if self.again:
-            rng.put(self.again[0])
-        before = rng.get() if self._keeps_rng else None
+            rng.set_rng_state(self.again[0])
+        before = rng.get_rng_state() if self._keeps_rng else None
         try:
             batch = watch.fetch(self.batches)
         except StopIteration:
@@ -210,7 +210,7 @@ class _Pass:
             raise
         finally:
             if now is not None:
-                rng.put(now)
+                rng.set_rng_state(now)
         self.again = self.again[1:]
         begin, self._next = self._next, owner.order.after(self._next)
         if self.tracked:

@@ -16,19 +16,19 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from autoresume.state.rng import mix
+from autoresume.state.rng import mix_seed
 
 _count = 0
 
 
 @contextlib.contextmanager
-def drawn_privately(loader: DataLoader[Any], *numbers: int) -> Iterator[None]:
+def private_worker_seed(loader: DataLoader[Any], *numbers: int) -> Iterator[None]:
     """An iterator of `loader` that is made in this block draws its workers' seed from (torch's seed, `numbers`, how
     often this was done in this process). Its sampler draws as ever."""
     global _count
     _count += 1
     generator = torch.Generator()
-    generator.manual_seed(mix(torch.initial_seed(), *numbers, _count))
+    generator.manual_seed(mix_seed(torch.initial_seed(), *numbers, _count))
     # The loader's attributes are frozen against assignment, for users' sake; its dictionary isn't.
     kept = loader.__dict__["generator"]
     loader.__dict__["generator"] = generator
@@ -38,7 +38,7 @@ def drawn_privately(loader: DataLoader[Any], *numbers: int) -> Iterator[None]:
         loader.__dict__["generator"] = kept
 
 
-class PrivateSeeds:
+class PrivateWorkerSeeds:
     """Sees to it for every DataLoader of this process. `numbers` gives the rank and the life, as far as known."""
 
     def __init__(self, numbers: Callable[[], tuple[int, ...]]) -> None:
@@ -57,5 +57,5 @@ class PrivateSeeds:
     def _get_iterator(self, loader: DataLoader[Any]) -> Any:
         if not getattr(loader, "persistent_workers", False):
             return self._original(loader)
-        with drawn_privately(loader, *self._numbers()):
+        with private_worker_seed(loader, *self._numbers()):
             return self._original(loader)

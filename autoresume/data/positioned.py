@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 
-class Positioned(Protocol):
+class ResumableLoader(Protocol):
     """A pass goes from the position to the end of the epoch."""
 
     epoch: int
@@ -21,10 +21,10 @@ class Positioned(Protocol):
 
     def reseed(self, seed: int) -> None: ...
 
-    def advance(self) -> None:
+    def start_next_epoch_if_over(self) -> None:
         """Before a pass of `run.batches`: go to the next epoch if the last pass came to its end."""
 
-    def drive(self) -> Iterator[Any]:
+    def iterate(self) -> Iterator[Any]:
         """The pass of `run.batches`, from the position."""
 
     def commit(self) -> int:
@@ -34,10 +34,10 @@ class Positioned(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
-    def succeed(self, state: dict[str, Any]) -> None:
+    def follow(self, state: dict[str, Any]) -> None:
         """Take the place of a loader whose state this is: the next pass is the one after its last."""
 
-    def end(self) -> None:
+    def shut_down_workers(self) -> None:
         """Ask the workers to end. Nothing is iterated afterwards."""
 
 
@@ -53,7 +53,7 @@ class PassTurn:
     def begin(self) -> None:
         self.begun, self.was_over = self._turn(), False
 
-    def take_over(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: dict[str, Any]) -> None:
         self.begun, self.was_over = str(state["turn"]), bool(state["over"])
 
     def left(self) -> bool:

@@ -15,7 +15,7 @@ Seen = tuple["list[int] | None", str]
 """Indices in the dataset, where they are known, and a digest of the batch."""
 
 
-class Watch:
+class BatchObserver:
     """`digest` makes a digest of a batch."""
 
     def __init__(self, digest: Callable[[Any], str]) -> None:
@@ -65,10 +65,10 @@ class Watch:
         torch_loader._BaseDataLoaderIter.__next__ = following  # type: ignore[method-assign, assignment]
 
 
-_watch: Watch | None = None
+_watch: BatchObserver | None = None
 
 
-def on(watch: Watch) -> None:
+def install_observer(watch: BatchObserver) -> None:
     global _watch
     _watch = watch
     watch.install()

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from autoresume.errors import CheckpointInvalid, StateError
 from autoresume.format import names
-from autoresume.format.digest import canonical, seal, why_broken
+from autoresume.format.digest import canonical, seal, why_invalid
 from autoresume.format.names import FORMAT_VERSION, CheckpointName
 from autoresume.format.tensorfile import aligned, item_bytes
 
@@ -290,7 +290,7 @@ class ManifestHead:
 
 def _unlike(data: bytes) -> str:
     told = data[-34:-2].decode(errors="replace")
-    why = why_broken(data[:-_SEAL_BYTES] + b"}", told)
+    why = why_invalid(data[:-_SEAL_BYTES] + b"}", told)
     return f"the manifest's digest does not match its content: {why}"
 
 

@@ -14,7 +14,7 @@ from autoresume.handoff.mailbox import Mailbox
 PREFIX = "kept-"
 
 
-def keep(mailbox: Mailbox, arena: str, checkpoint: str, rank: int, size: int) -> None:
+def note_kept(mailbox: Mailbox, arena: str, checkpoint: str, rank: int, size: int) -> None:
     """Record that the first `size` bytes of an arena are the image of `rank` in a checkpoint."""
     mailbox.send(PREFIX + arena, {"arena": arena, "checkpoint": checkpoint, "rank": rank, "bytes": size})
 
@@ -24,12 +24,12 @@ def forget(mailbox: Mailbox, arena: str) -> None:
     mailbox.remove(PREFIX + arena)
 
 
-def arenas(mailbox: Mailbox) -> set[str]:
+def kept_arenas(mailbox: Mailbox) -> set[str]:
     """The file names of all that are kept."""
     return {name.removeprefix(PREFIX) for name in mailbox.names(PREFIX)}
 
 
-def images(mailbox: Mailbox, checkpoint: str) -> dict[tuple[int, int], Path]:
+def kept_images(mailbox: Mailbox, checkpoint: str) -> dict[tuple[int, int], Path]:
     """Where the images of a checkpoint lie in memory, by their rank and size."""
     found = {}
     for name in mailbox.names(PREFIX):
@@ -39,8 +39,8 @@ def images(mailbox: Mailbox, checkpoint: str) -> dict[tuple[int, int], Path]:
     return found
 
 
-def drop(mailbox: Mailbox) -> None:
+def drop_all(mailbox: Mailbox) -> None:
     """Give the memory of all that are kept back: everybody has read what he needs."""
-    for arena in arenas(mailbox):
+    for arena in kept_arenas(mailbox):
         forget(mailbox, arena)
         (mailbox.folder / arena).unlink(missing_ok=True)

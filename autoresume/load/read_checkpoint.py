@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from autoresume.base.failpoints import reach
+from autoresume.base.failpoints import failpoint
 from autoresume.base.spans import span
 from autoresume.checkpoint import sidefiles
 from autoresume.checkpoint.abandon import has_manifest
-from autoresume.checkpoint.discover import Judged, complete_commits, judge, listing, set_aside
+from autoresume.checkpoint.discover import Judged, complete_commits, judge, list_checkpoints, set_aside
 from autoresume.checkpoint.incarnation import numbers
 from autoresume.checkpoint.persist import Guard
 from autoresume.checkpoint.retain import collect_unpublished
@@ -32,10 +32,10 @@ from autoresume.handoff import kept
 from autoresume.handoff.mailbox import Mailbox
 from autoresume.load.reader import Box, CheckpointReader
 from autoresume.ranks.agreement import Ranks
-from autoresume.state.live import destinations, misfits
+from autoresume.state.live import in_place_targets, mismatches
 from autoresume.state.pickled import pickled
-from autoresume.state.sharded import box_of, boxes, fitted, parameters
-from autoresume.state.state import decode, references
+from autoresume.state.sharded import cut_to_shards, local_shards, parameters, shard_for
+from autoresume.state.state import decode, tensor_keys
 from autoresume.storage.base import Storage
 
 log = logging.getLogger("autoresume")
@@ -82,7 +82,7 @@ def choose_and_read(
     rejected: list[str] = []
     candidates = _Candidates(storage, run_id, guard, rejected) if ranks.rank == 0 else None
     while True:
-        offer = told(ranks, candidates.next if candidates else None)
+        offer = ask_rank_0(ranks, candidates.next if candidates else None)
         rejected[:] = offer["rejected"]
         if offer["name"] is None:
             return None
@@ -111,14 +111,16 @@ def read_chosen(
 
     Every rank must call it. Raises CheckpointInvalid.
     """
-    digest = told(ranks, (lambda: {"digest": _judged(storage, name)}) if ranks.rank == 0 else None)["digest"]
+    digest = ask_rank_0(ranks, (lambda: {"digest": _judged(storage, name)}) if ranks.rank == 0 else None)["digest"]
     restored, problem = _read_together(storage, name, digest, ranks, objects, None, only, into_live)
     if restored is None:
         raise CheckpointInvalid(f"{name} of {storage!r} can't be restored: {problem}. Nothing was started.")
     return restored
 
 
-def read_alone(storage: Storage, manifest: Manifest, only: frozenset[str] | None = None, rank: int = 0) -> Restored:
+def read_without_ranks(
+    storage: Storage, manifest: Manifest, only: frozenset[str] | None = None, rank: int = 0
+) -> Restored:
     """The states of a checkpoint as `rank` had them, with all of what was sharded, for a process that is no rank.
 
     Raises CheckpointInvalid.
@@ -157,7 +159,7 @@ def _read_together(
     return None, next(item for item in problems if item)
 
 
-def told(ranks: Ranks, make: Callable[[], dict[str, Any]] | None) -> dict[str, Any]:
+def ask_rank_0(ranks: Ranks, make: Callable[[], dict[str, Any]] | None) -> dict[str, Any]:
     """What rank 0 says, or the error that it met, raised on every rank."""
     value: dict[str, Any] = {}
     failure: BaseException | None = None
@@ -198,7 +200,7 @@ class _Candidates:
     def _list(self) -> list[CheckpointName]:
         for name in complete_commits(self.storage, self.guard):
             log.info("checkpoint %s was written whole but not committed; completed it", name)
-        return listing(self.storage)
+        return list_checkpoints(self.storage)
 
     def next(self) -> dict[str, Any]:
         if self.left is None:
@@ -293,15 +295,15 @@ def _read(
     only: frozenset[str] | None = None,
     into_live: bool = True,
 ) -> Restored:
-    images = kept.images(mailbox, str(manifest.checkpoint)) if mailbox else {}
+    images = kept.kept_images(mailbox, str(manifest.checkpoint)) if mailbox else {}
     reader = CheckpointReader(storage, manifest, rank, images)
-    reach("restore.chosen")
+    failpoint("restore.chosen")
     if not isinstance(reader.tree, dict):
         raise CheckpointInvalid("the state tree is not an object")
     stored_tree = {key: value for key, value in reader.tree.items() if only is None or key in only}
-    sharded = boxes(objects)
-    stored = {key: reader.describe(key).shape for key in references(stored_tree)}
-    held = {key: box for key, shape in stored.items() if (box := box_of(key, sharded, shape)) is not None}
+    sharded = local_shards(objects)
+    stored = {key: reader.describe(key).shape for key in tensor_keys(stored_tree)}
+    held = {key: box for key, shape in stored.items() if (box := shard_for(key, sharded, shape)) is not None}
     other = [
         f"{key} has shape {stored[key]} in the checkpoint and {box.shape} here"
         for key, box in held.items()
@@ -311,22 +313,22 @@ def _read(
         raise StateError("the sharded state in the checkpoint and here differ:\n  " + "\n  ".join(other[:20]))
     wanted: dict[str, Box | None] = dict.fromkeys(stored)
     wanted.update((key, (box.offset, box.size)) for key, box in held.items())
-    live = destinations(objects, stored_tree, reader.describe) if into_live else {}
+    live = in_place_targets(objects, stored_tree, reader.describe) if into_live else {}
     tensors = reader.read(wanted, {key: tensor for key, tensor in live.items() if key not in held})
-    tensors.update((key, box.put(tensors[key])) for key, box in held.items())
+    tensors.update((key, box.to_dtensor(tensors[key])) for key, box in held.items())
     states: dict[str, Any] = {}
     for name, value in stored_tree.items():
         if isinstance(value, dict) and value.get(tree.TAG) == "pickled":
             states[name] = reader.attachment(str(value.get("attachment")))
         else:
             states[name] = decode(value, tensors)
-    files = tuple(key for key in reader.parts[0].attachments if sidefiles.is_one(key) and only is None)
+    files = tuple(key for key in reader.parts[0].attachments if sidefiles.is_side_file(key) and only is None)
     for file in files:
         reader.verify_attachment(file)
     return Restored(manifest, states, reader.exact, files, [], reader.about, reader.unchanged)
 
 
-def load(name: str, target: Any, state: Any) -> None:
+def load_state(name: str, target: Any, state: Any) -> None:
     """Load one object's state. Raises StateError that says what doesn't fit."""
     if isinstance(target, pickled) != isinstance(state, bytes):
         raise StateError(
@@ -340,7 +342,7 @@ def load(name: str, target: Any, state: Any) -> None:
         if isinstance(target, torch.nn.Module):
             _check_module(name, target, state)
         with torch.no_grad():
-            state = fitted(target, state)
+            state = cut_to_shards(target, state)
             options = [set(group) for group in getattr(target, "param_groups", ())]
             target.load_state_dict(state)
             if isinstance(target, torch.optim.Optimizer):
@@ -374,7 +376,7 @@ def _check_module(name: str, module: torch.nn.Module, state: Any) -> None:
     """Names and shapes, both sides, before anything is changed."""
     if not isinstance(state, Mapping):
         raise StateError(f"the stored state of {name!r} is no module's")
-    lines = misfits(state, module.state_dict())
+    lines = mismatches(state, module.state_dict())
     if lines:
         shown = "\n  ".join(lines[:20]) + (f"\n  ... and {len(lines) - 20} more" if len(lines) > 20 else "")
         raise StateError(

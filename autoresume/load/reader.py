@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from autoresume.base.failpoints import reach
+from autoresume.base.failpoints import failpoint
 from autoresume.checkpoint.discover import load_parts
-from autoresume.checkpoint.fetch import Wanted, check, fetch
+from autoresume.checkpoint.fetch import Wanted, fetch, verify_file
 from autoresume.errors import CheckpointInvalid
 from autoresume.format.digest import seal
 from autoresume.format.manifest import Chunk, Manifest, Part
@@ -107,7 +107,7 @@ class CheckpointReader:
 
     def verify_attachment(self, key: str) -> None:
         """Read a file of rank 0's part against its digests, keeping none of it. Raises CheckpointInvalid."""
-        check(self.storage, self.manifest.checkpoint, self.parts[0].attachments[key])
+        verify_file(self.storage, self.manifest.checkpoint, self.parts[0].attachments[key])
 
     def read(
         self, wanted: Mapping[str, Box | None], into: Mapping[str, torch.Tensor] | None = None
@@ -128,7 +128,7 @@ class CheckpointReader:
         found = [(key, self.describe(key), box is None, *self._pieces(key, box)) for key, box in wanted]
         plan, results = _Plan(), []
         for key, described, whole, box, pieces in found:
-            target = into[key] if key in into else fresh(box[1], getattr(torch, described.dtype))
+            target = into[key] if key in into else new_tensor(box[1], getattr(torch, described.dtype))
             for part, chunk in pieces:
                 plan.put(target, box, part, chunk, whole)
             results.append(target)
@@ -139,7 +139,7 @@ class CheckpointReader:
                 images[plan.files[rank, begin].file.name] = image, begin
         fetch(self.storage, self.manifest.checkpoint, list(plan.files.values()), images)
         plan.finish()
-        reach("restore.read")
+        failpoint("restore.read")
         return results
 
     def describe(self, key: str) -> Chunk:
@@ -241,7 +241,7 @@ class _Plan:
             target.copy_(picked)
 
 
-def fresh(size: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+def new_tensor(size: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     """Memory of torch's own: a tensor that begins at an odd address is computed with by other instructions, and rounds
     otherwise."""
     made = torch.empty(size, dtype=dtype)

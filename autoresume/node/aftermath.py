@@ -27,7 +27,7 @@ log = logging.getLogger("autoresume")
 _MOST_STARTS = 100
 
 
-def decide(
+def conclude_life(
     run_folder: Path | None,
     cause: Cause,
     notice: Notice,
@@ -54,7 +54,7 @@ def decide(
         lives, committed = past_lives(storage), newest_step(storage)
         lives = [dataclasses.replace(life, cause=cause) if life.number == number else life for life in lives]
         # What was asked of an earlier life is void; a life that has claimed a number has removed it.
-        asked = requests.stop_is_wanted(storage, incarnation.this_process()[1] if number is None else 0.0) is not None
+        asked = requests.stop_requested(storage, incarnation.this_process()[1] if number is None else 0.0) is not None
     verdict = brain.decide(
         brain.Now(
             lives=lives,

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from autoresume.base import spans
-from autoresume.base.failpoints import reach
+from autoresume.base.failpoints import failpoint
 from autoresume.checkpoint import incarnation
 from autoresume.checkpoint.commit import commit_if_complete
-from autoresume.checkpoint.custody import Outcome, settle
+from autoresume.checkpoint.custody import Outcome, prune_after_commit
 from autoresume.checkpoint.persist import Snapshot, persist
 from autoresume.checkpoint.retain import Keep
 from autoresume.errors import AutoresumeError
@@ -39,7 +39,7 @@ _SLOW_COPY_BYTES_PER_SECOND = 1e9
 """Stands for the copy into the arena, which the custodian does not see: slower than any machine does it."""
 
 
-class Custodian:
+class Persister:
     def __init__(self, mailbox: Mailbox, threads: int) -> None:
         self._mailbox = mailbox
         self._pool = ThreadPoolExecutor(max(1, threads), "autoresume-persist")
@@ -51,7 +51,7 @@ class Custodian:
         self.keep = Keep()
         self._costs: deque[float] = deque(maxlen=40)
 
-    def look(self) -> None:
+    def start_new(self) -> None:
         """Begin to persist what was sealed since the last look."""
         self._running = {name: future for name, future in self._running.items() if not future.done()}
         changed = os.stat(self._mailbox.folder).st_mtime_ns
@@ -68,7 +68,7 @@ class Custodian:
     def drain(self) -> None:
         """Return when everything that was sealed has been handled."""
         while True:
-            self.look()
+            self.start_new()
             if not self._running:
                 return
             for future in list(self._running.values()):
@@ -90,7 +90,7 @@ class Custodian:
 
     def _handle(self, message_name: str, message: dict[str, Any]) -> None:
         began = time.monotonic()
-        spans.record(bool(message.get("spans")))
+        spans.set_recording(bool(message.get("spans")))
         checkpoint, problem, committed, size = str(message.get("checkpoint")), None, False, 0
         try:
             name = CheckpointName.parse(checkpoint)
@@ -101,13 +101,15 @@ class Custodian:
             try:
                 snapshot = _snapshot(message, name, arena, self._mailbox.folder)
                 size = snapshot.bytes
-                reach("daemon.persist")
+                failpoint("daemon.persist")
                 persist(storage, snapshot, guard)
-                kept.keep(self._mailbox, Path(message["arena"]).name, checkpoint, snapshot.rank, len(snapshot.image))
+                kept.note_kept(
+                    self._mailbox, Path(message["arena"]).name, checkpoint, snapshot.rank, len(snapshot.image)
+                )
                 manifest = commit_if_complete(storage, name, guard, snapshot.world_size)
                 if manifest is not None:
                     committed = True
-                    settle(storage, name, self.keep, guard, name.incarnation in self._collected)
+                    prune_after_commit(storage, name, self.keep, guard, name.incarnation in self._collected)
                     self._collected.add(name.incarnation)
             finally:
                 arena.close()
@@ -120,7 +122,7 @@ class Custodian:
         seconds = time.monotonic() - began
         if problem is None:
             self._costs.append(seconds + size / _SLOW_COPY_BYTES_PER_SECOND)
-        self._tell(Outcome(checkpoint, committed, problem, seconds, size, spans.take()), message_name)
+        self._tell(Outcome(checkpoint, committed, problem, seconds, size, spans.take_recorded()), message_name)
         attached = [blob for _, blob in dict(message.get("attachments") or {}).values()]
         for blob in (message.get("chunks"), message.get("tree"), *attached):
             if isinstance(blob, str):

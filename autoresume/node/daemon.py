@@ -29,9 +29,9 @@ from autoresume.node import aftermath, brain, link, processes
 from autoresume.node.brain import Cause, Verdict
 from autoresume.node.cluster import Cluster, NoCluster, Notice
 from autoresume.node.coordinator import Coordinator, RoundEnded
-from autoresume.node.custodian import Custodian
+from autoresume.node.custodian import Persister
 from autoresume.node.link import Listener
-from autoresume.node.node import Message, Node, name_here
+from autoresume.node.node import Message, Node, node_name
 from autoresume.node.team import Member, Team
 
 log = logging.getLogger("autoresume")
@@ -88,7 +88,7 @@ class NodeDaemon:
         folder = root / f"node-{os.getpid()}-{secrets.token_hex(4)}"
         folder.mkdir(mode=0o700)
         try:
-            return _Captain(self, folder).run() if self.plan.node_rank == 0 else _Crew(self, folder).run()
+            return _FirstNode(self, folder).run() if self.plan.node_rank == 0 else _OtherNode(self, folder).run()
         finally:
             processes.kill_tree()
             shutil.rmtree(folder, ignore_errors=True)
@@ -110,7 +110,7 @@ class NodeDaemon:
         return self._user.count > 0
 
 
-class _Captain:
+class _FirstNode:
     """The daemon of node 0."""
 
     def __init__(self, daemon: NodeDaemon, folder: Path) -> None:
@@ -123,7 +123,7 @@ class _Captain:
             self.plan.environment,
             lambda message: self.inbox.append((0, message)),
         )
-        self.members = {0: Member(0, self.node.obey, "127.0.0.1", name_here())}
+        self.members = {0: Member(0, self.node.handle, "127.0.0.1", node_name())}
         self.listener: Listener | None = None
         self.coordinator = Coordinator(Team({}), self.plan.grace_seconds)
         self.notice = Notice()
@@ -237,11 +237,11 @@ class _Captain:
         self.daemon.pass_on(self.node)
         self.node.turn()  # after the signals: what they interrupt is looked at afterwards
         while self.inbox:
-            self.coordinator.hear(*self.inbox.popleft())
+            self.coordinator.receive(*self.inbox.popleft())
         notice = self.daemon.cluster.news()
         if notice is not None:
             self.notice = notice
-            self.coordinator.limit(notice.end)
+            self.coordinator.set_time_limit(notice.end)
         self.coordinator.turn()
         self._hang_up()
 
@@ -272,8 +272,8 @@ class _Captain:
                 del lines[number]
                 self.members.pop(number, None)
                 while self.inbox:  # its last words come first
-                    self.coordinator.hear(*self.inbox.popleft())
-                self.coordinator.lose(number, line.broken)
+                    self.coordinator.receive(*self.inbox.popleft())
+                self.coordinator.node_lost(number, line.broken)
 
     # -- what follows -----------------------------------------------------------------------------
 
@@ -286,7 +286,7 @@ class _Captain:
         if cause is not Cause.FINISHED and (ended.code == EXIT_INTERRUPTED or notice.over):
             notice = cluster.why_stopped(self.coordinator.state.why)
             cause = notice.cause or cause
-        return aftermath.decide(
+        return aftermath.conclude_life(
             ended.run_folder or self.plan.run_folder,
             cause,
             notice,
@@ -302,7 +302,7 @@ class _Captain:
         )
 
 
-class _Crew:
+class _OtherNode:
     """The daemon of any other node."""
 
     def __init__(self, daemon: NodeDaemon, folder: Path) -> None:
@@ -311,7 +311,7 @@ class _Crew:
         self.line = link.find_coordinator(
             self.plan.meeting,
             self.plan.node_rank,
-            name_here(),
+            node_name(),
             _MEETING_SECONDS,
             lambda: daemon._stop.first is not None,
         )
@@ -341,10 +341,10 @@ class _Crew:
         for message in self.line.receive():
             if message.get("kind") == "end":
                 return int(message["code"])
-            self.node.obey(message)
+            self.node.handle(message)
         if self.line.broken is not None or time.monotonic() > self.leave_at:
             log.warning("the first node is gone (%s): what is sealed here is persisted", self.line.broken or "silent")
-            self.node.obey({"kind": "drain"})
+            self.node.handle({"kind": "drain"})
             return 1
         return None
 
@@ -361,7 +361,7 @@ def adopt(root: Path) -> None:
                 continue  # it is just being made
             if mailbox.names("sealed-"):
                 log.info("a node daemon was killed here; persisting the snapshots that it left")
-                custodian = Custodian(mailbox, 1)
+                custodian = Persister(mailbox, 1)
                 for name in mailbox.names("hello-"):
                     custodian.keep = Keep.of((mailbox.receive(name) or {})["keep"])
                 custodian.drain()

@@ -14,7 +14,7 @@ LEAST_SECONDS = 600.0
 TIMES_THE_LONGEST = 10.0
 
 
-class Patience:
+class HangTimeout:
     """`given` seconds, if the run's options name them, stand for what is learnt."""
 
     def __init__(self) -> None:

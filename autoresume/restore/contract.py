@@ -19,7 +19,7 @@ _SHOWN = 8
 
 
 @dataclass
-class Contract:
+class RestoreReport:
     """Of one rank. The lists hold names, with a reason where it isn't plain."""
 
     origin: str = ""
@@ -34,7 +34,7 @@ class Contract:
     notes: list[str] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
 
-    def parts(self) -> dict[str, list[str]]:
+    def lists(self) -> dict[str, list[str]]:
         return {
             "restored": self.restored,
             "missing": self.missing,
@@ -48,12 +48,12 @@ class Contract:
         differ = {str(rank): parts for rank, parts in enumerate(ranks) if parts != ranks[0]}
         return {
             "origin": self.origin,
-            **self.parts(),
+            **self.lists(),
             "changes": [vars(change) for change in self.changes],
             "ranks": differ,
         }
 
-    def tell(self) -> None:
+    def log(self) -> None:
         """In the log: what is not as a reader would expect. Other code than before has been told already."""
         for title, lines in (("new, not in the checkpoint", self.missing), ("not taken over", self.unused),
                              ("left as the script makes it", self.reset)):  # fmt: skip

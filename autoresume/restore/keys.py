@@ -37,7 +37,7 @@ class Matching:
     """What was done to the names, beyond what wrappers need."""
 
 
-def match(
+def match_keys(
     stored: Mapping[str, Shape],
     live: Mapping[str, Shape],
     rename: Mapping[str, str] | None = None,

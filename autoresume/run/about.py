@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from autoresume.config.command_line import whole
+from autoresume.config.command_line import command_line
 from autoresume.errors import StateError
 from autoresume.restore import changes
 from autoresume.run.positions import Positions
@@ -39,10 +39,10 @@ class Facts:
         """Before anything is restored."""
         self._gathered = {
             "objects": {name: _object(value) for name, value in objects.items()},
-            "loaders": positions.facts(),
-            "packages": changes.packages(),
+            "loaders": positions.describe(),
+            "packages": changes.installed_packages(),
             "device": _device(objects),
-            "arguments": changes.arguments_of(whole()[1:]),
+            "arguments": changes.parse_arguments(command_line()[1:]),
         }
 
     def refuse_others(self, before: Mapping[str, Any]) -> None:
@@ -51,7 +51,7 @@ class Facts:
             return
         pair = [{key: value for key, value in one.items() if key not in self.may_differ}
                 for one in (dict(before.get("config") or {}), self.config)]  # fmt: skip
-        differ = changes.changes({"config": pair[0]}, {"config": pair[1]})
+        differ = changes.compare_facts({"config": pair[0]}, {"config": pair[1]})
         if differ:
             raise StateError(
                 f"{len(differ)} settings are not those that the checkpoint was made with: "
@@ -68,7 +68,7 @@ class Facts:
         run = {
             "folder": str(session.folder.absolute()),
             "stage": session.options.stage,
-            "command": whole(),
+            "command": command_line(),
             "loggers": session.known_identities,
         }
         settings = {"config": self.config, "datasets": self.datasets}

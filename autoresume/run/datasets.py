@@ -41,7 +41,7 @@ class Datasets:
             return self._make(name, make, args, kwargs, before, given)
         finally:
             if self._session.number:
-                self.remember()
+                self.store()
 
     def _make(
         self,
@@ -74,7 +74,7 @@ class Datasets:
     def _before(self) -> dict[str, Any]:
         return dict(json.loads(self._session.storage.read(names.RUN)).get("datasets") or {})
 
-    def remember(self) -> None:
+    def store(self) -> None:
         """Rank 0, once the run is claimed: the next start finds them."""
         if self._session.ranks.rank == 0 and self._noted:
             self._session.change_run(datasets={**self._before(), **self._noted})
@@ -85,7 +85,7 @@ def rebuild_dataset(source: str | Path, make: Callable[..., T], name: str | None
 
     `source` and `select` are as in `restore`: a run's folder or a checkpoint's. Raises UsageError, CheckpointInvalid.
     """
-    place = origins.select(origins.find(str(source), Path.cwd()), select)
+    place = origins.select_checkpoint(origins.find_origin(str(source), Path.cwd()), select)
     part = load_part(place.storage, place.manifest(), 0)
     noted = dict(part.about.get("datasets") or {})
     name = name or getattr(make, "__name__", type(make).__name__)

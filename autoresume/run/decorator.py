@@ -17,12 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-from autoresume.config.command_line import configure_logging, default_directory, take_restore_arguments
-from autoresume.config.options import load
+from autoresume.config.command_line import configure_logging, default_run_dir, take_restore_arguments
+from autoresume.config.options import load_options
 from autoresume.drill import recorder
 from autoresume.errors import AutoresumeError, UsageError
 from autoresume.format.digest import signing_key
-from autoresume.restore.beginning import check, folder_of
+from autoresume.restore.beginning import check_beginning, run_folder_of
 from autoresume.run.handle import Run
 from autoresume.run.session import Session
 
@@ -65,11 +65,11 @@ def _wrap(function: Callable[..., Any], options: dict[str, Any]) -> Callable[...
         take_restore_arguments()  # before the script looks at its command line
     except AutoresumeError as error:
         configure_logging()
-        _leave_with(error)
+        _exit_with_message(error)
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        run = _open(options)
+        run = _open_run(options)
         if run is None:
             return None
         try:
@@ -77,13 +77,13 @@ def _wrap(function: Callable[..., Any], options: dict[str, Any]) -> Callable[...
             run.finish()
             return result
         except SystemExit as error:
-            _left_by(run, error)
+            _record_exit(run, error)
             raise
         except AutoresumeError as error:
             run.close("failed", str(error))
-            _leave_with(error)
+            _exit_with_message(error)
         except BaseException as error:
-            _ended_by(run, error)
+            _record_exception(run, error)
             raise
 
     return wrapped
@@ -96,7 +96,7 @@ def start(**options: Any) -> Run:
     as ended, and goes on when it is started again. Leaves with exit code 0 and a message when the run
     is finished already.
     """
-    run = _open(options)
+    run = _open_run(options)
     if run is None:
         raise SystemExit(0)
     previous = sys.excepthook
@@ -107,7 +107,7 @@ def start(**options: Any) -> Run:
             log.error("%s", error)
             return
         try:
-            _ended_by(run, error)
+            _record_exception(run, error)
         except SystemExit as interrupted:
             # An excepthook can't change the exit code by raising.
             sys.stderr.flush()
@@ -115,21 +115,21 @@ def start(**options: Any) -> Run:
         previous(kind, error, trace)
 
     sys.excepthook = hook
-    atexit.register(_left_by, run, None)
+    atexit.register(_record_exit, run, None)
     return run
 
 
-def _open(options: dict[str, Any]) -> Run | None:
+def _open_run(options: dict[str, Any]) -> Run | None:
     configure_logging()
     try:
         signing_key()
-        loaded = load(options, folder=_LAUNCH_FOLDER, restore=take_restore_arguments())
-        default = default_directory(sys.argv, _LAUNCH_FOLDER, loaded.restore)
-        folder = folder_of(loaded, default, _LAUNCH_FOLDER)
-        check(loaded, folder, _LAUNCH_FOLDER)
+        loaded = load_options(options, folder=_LAUNCH_FOLDER, restore=take_restore_arguments())
+        default = default_run_dir(sys.argv, _LAUNCH_FOLDER, loaded.restore)
+        folder = run_folder_of(loaded, default, _LAUNCH_FOLDER)
+        check_beginning(loaded, folder, _LAUNCH_FOLDER)
         session = Session(loaded, folder, _LAUNCH_FOLDER)
     except AutoresumeError as error:
-        _leave_with(error)
+        _exit_with_message(error)
         raise
     record = session.finished()
     if record is not None and record.ended is not None:
@@ -147,13 +147,13 @@ def _open(options: dict[str, Any]) -> Run | None:
     return Run(session)
 
 
-def _leave_with(error: AutoresumeError) -> None:
+def _exit_with_message(error: AutoresumeError) -> None:
     """A clear message in place of a traceback. Raises SystemExit."""
     log.error("%s", error)
     raise SystemExit(1) from error
 
 
-def _ended_by(run: Run, error: BaseException) -> None:
+def _record_exception(run: Run, error: BaseException) -> None:
     """Record an exception that ended the script. Raises SystemExit where a stop signal was its cause."""
     if run.should_stop and not isinstance(error, KeyboardInterrupt):
         # A signal that reached the whole process tree kills data workers, and torch raises in the rank.
@@ -167,7 +167,7 @@ def _ended_by(run: Run, error: BaseException) -> None:
     run.close("failed", f"{type(error).__name__}: {error}")
 
 
-def _left_by(run: Run, error: SystemExit | None) -> None:
+def _record_exit(run: Run, error: SystemExit | None) -> None:
     """Record that the script left by itself before its end. It is not finished: the record says so, not the exit code,
     which is the script's own. Raises SystemExit where a stop signal was the cause."""
     if run.over:

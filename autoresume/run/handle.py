@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from autoresume.base.call_site import here
+from autoresume.base.call_site import call_site
 from autoresume.data.loader import RunLoader
 from autoresume.data.stateful import StatefulRunLoader
 from autoresume.errors import UsageError
@@ -53,9 +53,9 @@ class Run:
         self.session = session
         self.state = Namespace()
         self._life = Life(session, self.state)
-        self._told_of_range = False
+        self._warned_of_range = False
         if session.options.seed is not None:
-            rng.seed(rng.mix(session.seed, session.ranks.rank) % 2**32)
+            rng.seed_all(rng.mix_seed(session.seed, session.ranks.rank) % 2**32)
         _current = self
 
     # -- what it is -------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ class Run:
 
     def seed(self, value: int) -> None:
         """Seed python, numpy and torch, as scripts do at their start; on each rank with `value` itself."""
-        rng.seed(value)
+        rng.seed_all(value)
 
     def configure(self, config: Any, *, must_equal: bool = False, ignore: Collection[str] = ()) -> None:
         """Tell the run its settings: a mapping, a namespace (of argparse), or a dataclass; plain values, nested or not.
@@ -127,7 +127,7 @@ class Run:
         if self.restored:
             raise UsageError("call run.configure(...) before run.restore(), or the loop: then it is compared")
         try:
-            self._life.facts.config = changes.plain(config)
+            self._life.facts.config = changes.flatten_config(config)
         except TypeError:
             raise UsageError(
                 f"run.configure takes a mapping, a namespace or a dataclass, not a {type(config).__name__}"
@@ -170,7 +170,7 @@ class Run:
         """
         return self._life.positions.make_loader(
             name,
-            here(),
+            call_site(),
             dataset,
             batch_size=batch_size,
             shuffle=shuffle,
@@ -208,16 +208,16 @@ class Run:
         `run.loader` made, and any other DataLoader or iterable.
         """
         self.restore()
-        ours = self._life.positions.of(loader, here(), epochs is not None)
+        ours = self._life.positions.position_of(loader, call_site(), epochs is not None)
         self._life.tracked.load_materialised()
         while True:
-            ours.advance()
+            ours.start_next_epoch_if_over()
             self._life.epoch = epoch = ours.epoch
             if epochs is not None and epoch >= epochs:
-                self._life.generators.before_first()  # also where nothing is left
+                self._life.generators.before_first_batch()  # also where nothing is left
                 self._life.loop_ended()
                 return
-            for turn, batch in enumerate(ours.drive(), start=1):
+            for turn, batch in enumerate(ours.iterate(), start=1):
                 yield batch
                 if turn % accumulate == 0:
                     self.step()
@@ -229,7 +229,7 @@ class Run:
         """Step numbers from where the run stands up to `count`; each turn ends at a step boundary."""
         self.restore()
         self._life.tracked.load_materialised()
-        self._life.generators.before_first()
+        self._life.generators.before_first_batch()
         while self.step_count < count:
             yield self.step_count
             self.step()
@@ -245,20 +245,20 @@ class Run:
 
     def _range(self, kind: str, name: str | None, bounds: tuple[int, ...]) -> Iterator[int]:
         self.restore()
-        return self._turns(self._life.positions.range(kind, name, here(), bounds))
+        return self._turns(self._life.positions.range(kind, name, call_site(), bounds))
 
     def _turns(self, values: Iterator[int]) -> Iterator[int]:
         for turn, value in enumerate(values):
             before = self.step_count
-            if turn and before == 0 and not self._told_of_range:
-                self._told_of_range = True
+            if turn and before == 0 and not self._warned_of_range:
+                self._warned_of_range = True
                 log.warning(
                     "a turn of this loop is over, and run.step() was never called: turns of run.range are no step "
                     "boundaries, so nothing is saved, and nobody can stop here. Call run.step() where a step ends."
                 )
             yield value
-            if self.step_count == before + 1 and not self._life.positions.has_loaders and not self._told_of_range:
-                self._told_of_range = True
+            if self.step_count == before + 1 and not self._life.positions.has_loaders and not self._warned_of_range:
+                self._warned_of_range = True
                 log.warning(
                     "each turn of run.range ends with run.step(): a turn that is interrupted there is entered "
                     "again after the resume. Use `for step in run.steps(count)`, which ends its turns by itself."
@@ -290,7 +290,7 @@ class Run:
             self.step()
 
         self.restore()
-        yield from self._life.positions.range("tasks", None, here(), (start, last + 1), ended)
+        yield from self._life.positions.range("tasks", None, call_site(), (start, last + 1), ended)
         self._life.loop_ended()
 
     # -- the boundary -----------------------------------------------------------------------------
@@ -304,7 +304,7 @@ class Run:
         """
         if not self.restored:
             raise UsageError("call run.restore() once before the first run.step(), when what it tracks is built")
-        self._life.boundary(samples)
+        self._life.at_boundary(samples)
 
     def save(self, tag: str | None = None) -> None:
         """Save at the next step boundary, the end of this turn of the loop, whatever the interval. For every rank.
@@ -312,7 +312,7 @@ class Run:
         A checkpoint with a tag is never deleted by retention, and is selected by it, e.g. `restore.select=release`.
         It holds the metrics that were logged up to then. Raises UsageError for what can't be a tag.
         """
-        self._life.ask_for_save(tag)
+        self._life.request_save(tag)
 
     # -- metrics and side files -------------------------------------------------------------------
 
@@ -337,7 +337,7 @@ class Run:
         """
         if not self.restored:
             raise UsageError("call run.restore() before run.logger(): only then are the loggers opened")
-        return self._life.metrics.handle(name)
+        return self._life.metrics.logger_object(name)
 
     @contextlib.contextmanager
     def open(self, name: str, mode: str = "rb") -> Iterator[BinaryIO]:

@@ -19,12 +19,12 @@ log = logging.getLogger("autoresume")
 _REQUEST_SECONDS = 2.0
 
 
-class Beating(Protocol):
+class HeartbeatOwner(Protocol):
     """What the heart needs of a session."""
 
     number: int
     stale: str | None
-    asked: str | None
+    stop_reason: str | None
 
     @property
     def storage(self) -> Storage: ...
@@ -34,10 +34,10 @@ class Beating(Protocol):
     def note_progress(self) -> None: ...
 
 
-class Heart(threading.Thread):
+class Heartbeat(threading.Thread):
     """Rank 0 shows other machines that it lives, and notices a newer incarnation and its user's requests."""
 
-    def __init__(self, session: Beating) -> None:
+    def __init__(self, session: HeartbeatOwner) -> None:
         super().__init__(name="autoresume-heart", daemon=True)
         self._session = session
         self._stopped = threading.Event()
@@ -50,10 +50,10 @@ class Heart(threading.Thread):
                 if time.monotonic() >= next_beat:
                     next_beat = time.monotonic() + incarnation.HEARTBEAT_SECONDS
                     session.guard()
-                    incarnation.beat(session.storage, session.number)
+                    incarnation.write_heartbeat(session.storage, session.number)
                     session.note_progress()
                     told = False
-                session.asked = requests.stop_is_wanted(session.storage)
+                session.stop_reason = requests.stop_requested(session.storage)
             except StaleIncarnation as error:
                 session.stale = str(error)
                 return

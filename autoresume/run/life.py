@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from autoresume.base.failpoints import reach
+from autoresume.base.failpoints import failpoint
 from autoresume.checkpoint import tags
 from autoresume.checkpoint.abandon import last_good
-from autoresume.data.persistent import PrivateSeeds
+from autoresume.data.persistent import PrivateWorkerSeeds
 from autoresume.drill.recorder import Recorder
 from autoresume.errors import StorageFailed
 from autoresume.format import names
@@ -26,8 +26,8 @@ from autoresume.format.names import CheckpointName
 from autoresume.handoff.fence import Order
 from autoresume.load.read_checkpoint import Restored
 from autoresume.ranks import reduction
-from autoresume.restore.changes import changes
-from autoresume.restore.contract import Contract
+from autoresume.restore.changes import compare_facts
+from autoresume.restore.contract import RestoreReport
 from autoresume.run import finetune
 from autoresume.run.about import Facts
 from autoresume.run.datasets import Datasets
@@ -58,12 +58,12 @@ class Life:
         self.restored = False
         self.stepped = False
         self.over = False
-        self.contract = Contract()
+        self.report = RestoreReport()
         self.facts = Facts(session)
         self.datasets = Datasets(session, self.facts.datasets)
-        self.tracked = Tracked(session.options.restore, self.contract)
+        self.tracked = Tracked(session.options.restore, self.report)
         self.generators = Generators()
-        self.positions = Positions(session, self.generators.before_first)
+        self.positions = Positions(session, self.generators.before_first_batch)
         self.metrics = Metrics(session)
         self.saves = Saves(session)
         options = session.options
@@ -76,7 +76,7 @@ class Life:
         self._asked_for = False
         self._tag: str | None = None
         self._reductions: dict[str, reduction.ReductionOrder] = {}
-        self._worker_seeds = PrivateSeeds(lambda: (session.ranks.rank, session.number))
+        self._worker_seeds = PrivateWorkerSeeds(lambda: (session.ranks.rank, session.number))
         self._worker_seeds.install()
 
     # -- the beginning ----------------------------------------------------------------------------
@@ -100,43 +100,43 @@ class Life:
             # A script that seeds torch gets the same order of data whenever it does; every rank gets rank 0's.
             self.positions.set_data_seed(int(session.ranks.broadcast(torch.initial_seed() % 2**63)))
             if session.beginning is not None:
-                finetune.take(session, session.beginning, self.tracked.modules, self.contract)
-            there = {"run": _Own(self), "state": self.state, **self.tracked.materialised()}
+                finetune.load_initial_weights(session, session.beginning, self.tracked.modules, self.report)
+            there = {"run": _RunState(self), "state": self.state, **self.tracked.materialised()}
             session.saver.check(there, frozenset(self.tracked.promised))
         session.put_back_files(found)
         noted: dict[str, list[int]] = found.states["run"].get("reductions", {}) if found is not None else {}
-        self._reductions = reduction.settle(self.tracked.objects, session.ranks, noted)
-        self.generators.put()
-        self.datasets.remember()
+        self._reductions = reduction.restore_reduction_orders(self.tracked.objects, session.ranks, noted)
+        self.generators.restore()
+        self.datasets.store()
         self.metrics.open(self.step, found.manifest.labels if found is not None else None, self.facts.config)
-        self._say_hello(found)
-        self._settle_contract(found)
+        self._log_beginning(found)
+        self._write_report_of_restore(found)
         if self.recorder is not None:
             self.recorder.restored(self.step, session.number, self.tracked.objects, vars(self.state))
         if session.ranks.rank == 0:
-            reach("restore.done")
+            failpoint("restore.done")
 
     def _take_over(self, found: Restored) -> None:
         session = self.session
         states = dict(found.states)
         own, user_state = states.pop("run"), states.pop("state")
-        self.contract.notes += found.rejected
+        self.report.notes += found.rejected
         self.facts.refuse_others(found.about)
-        self.tracked.take_over(states)
+        self.tracked.load_states(states)
         self.state.load_state_dict(user_state)
         self.positions.set_data_seed(int(own["data_seed"]))
         self._compare_beginnings(own["began"])
         self.step, self.samples, self.epoch = int(own["step"]), int(own["samples"]), int(own["epoch"])
-        self.positions.take_over(own)
+        self.positions.load_state(own)
         if session.beginning is None:
             self.saves.saved_step = self.step  # else it is saved in another run only
         if found.exact:
-            self.generators.take_over(own["rng"])
-            problem = rng.not_put(own["rng"])
+            self.generators.hold(own["rng"])
+            problem = rng.why_not_restorable(own["rng"])
             if problem is not None and session.ranks.rank == 0:
                 log.warning("%s: random numbers of the device are not those that would have come", problem)
         else:
-            rng.seed(rng.mix(session.seed, session.ranks.rank, self.step) % 2**32)
+            rng.seed_all(rng.mix_seed(session.seed, session.ranks.rank, self.step) % 2**32)
             log.warning("rank %d is new since the checkpoint: its generators are seeded anew", session.ranks.rank)
 
     def _compare_beginnings(self, before: dict[str, str]) -> None:
@@ -149,13 +149,13 @@ class Life:
                 " and ".join(differ),
             )
 
-    def _say_hello(self, found: Restored | None) -> None:
+    def _log_beginning(self, found: Restored | None) -> None:
         session = self.session
         if session.ranks.rank != 0:
             return
         begin = session.beginning
         if begin is not None:
-            log.info("run %s, incarnation %d: %s", session.folder, session.number, begin.words)
+            log.info("run %s, incarnation %d: %s", session.folder, session.number, begin.description)
         elif found is None:
             log.info("run %s, incarnation %d: starts from scratch", session.folder, session.number)
         else:
@@ -163,30 +163,30 @@ class Life:
             message = "run %s, incarnation %d: goes on after step %d, from %s"
             log.info(message, session.folder, session.number, self.step, checkpoint)
 
-    def _settle_contract(self, found: Restored | None) -> None:
+    def _write_report_of_restore(self, found: Restored | None) -> None:
         """What this start took over, told and kept."""
-        session, contract = self.session, self.contract
+        session, contract = self.session, self.report
         if found is None and session.beginning is None:
             return
-        told = session.ranks.gather(contract.parts())
+        told = session.ranks.gather(contract.lists())
         if session.ranks.rank != 0:
             return
         begin = session.beginning
         before: Mapping[str, Any] = begin.about if begin is not None else {}
-        contract.origin = begin.words if begin is not None else ""
+        contract.origin = begin.description if begin is not None else ""
         if found is not None:
             before = found.about
             contract.origin = contract.origin or f"{found.manifest.checkpoint} of this run"
-        contract.changes = changes(before, self.facts.about())
+        contract.changes = compare_facts(before, self.facts.about())
         contract.notes += self._restored_options(contract)
-        contract.tell()
-        self._write_contract(told)
+        contract.log()
+        self._write_report(told)
 
-    def _write_contract(self, ranks: list[dict[str, list[str]]]) -> None:
-        text = json.dumps(self.contract.to_json(ranks), indent=1)
+    def _write_report(self, ranks: list[dict[str, list[str]]]) -> None:
+        text = json.dumps(self.report.to_json(ranks), indent=1)
         self.session.storage.write(names.report_file(self.session.number), text.encode() + b"\n")
 
-    def _restored_options(self, contract: Contract) -> list[str]:
+    def _restored_options(self, contract: RestoreReport) -> list[str]:
         """What the script sets otherwise than before, where the restored value counts all the same."""
         found = []
         for change in contract.changes:
@@ -199,7 +199,7 @@ class Life:
 
     # -- the boundary -----------------------------------------------------------------------------
 
-    def boundary(self, samples: int | None) -> None:
+    def at_boundary(self, samples: int | None) -> None:
         """One step more. Raises SystemExit where the run has to stop, StateError."""
         self.step += 1
         consumed = self.positions.commit()
@@ -209,10 +209,10 @@ class Life:
             reduction_order.note()
         if not self.stepped:
             self._note_first_step()
-        self.metrics.arrived()
+        self.metrics.write_ready()
         if self.recorder is not None:
             self.recorder.boundary(self.step, self.epoch, self.tracked.objects, vars(self.state))
-        order = self.session.boundary(self.step)
+        order = self.session.at_boundary(self.step)
         if self.recorder is not None and self.recorder.over(self.step):
             order = Order.STOP
         if self._asked_for and order is Order.NOTHING:
@@ -221,7 +221,7 @@ class Life:
         if self._tracing is not None:
             self._trace()
         if order:
-            self._obey(order)
+            self._carry_out(order)
 
     def _trace(self) -> None:
         assert self._tracing is not None
@@ -231,42 +231,42 @@ class Life:
 
     def _note_first_step(self) -> None:
         if self.tracked.refuse_waiting() and self.session.ranks.rank == 0:
-            log.warning("not taken over: %s", ", ".join(self.contract.unused))
-            self._write_contract([self.contract.parts()])
+            log.warning("not taken over: %s", ", ".join(self.report.unused))
+            self._write_report([self.report.lists()])
         self.stepped = True
-        self.session.saver.prepare(self._everything(), frozenset(self.tracked.promised))
+        self.session.saver.prepare(self._all_objects(), frozenset(self.tracked.promised))
         self.session.note_first_step()
 
-    def _obey(self, order: Order) -> None:
+    def _carry_out(self, order: Order) -> None:
         if order in (Order.SAVE, Order.STOP) and self.saves.saved_step != self.step:
-            self._save(self._common_place(order), urgent=order is Order.STOP)
+            self._save(self._common_position(order), urgent=order is Order.STOP)
         if order in (Order.STOP, Order.LEAVE):
             self._leave()
 
-    def ask_for_save(self, tag: str | None) -> None:
+    def request_save(self, tag: str | None) -> None:
         """Save at the next boundary; every rank must ask. Raises UsageError for what can't be a tag."""
-        self._tag = tags.checked(tag) if tag is not None else self._tag
+        self._tag = tags.check_tag(tag) if tag is not None else self._tag
         self._asked_for = True
 
-    def _place(self) -> list[int]:
+    def _position(self) -> list[int]:
         return [self.step, self.epoch, self.samples]
 
-    def _common_place(self, order: Order) -> list[int]:
+    def _common_position(self, order: Order) -> list[int]:
         """What all ranks call the checkpoint of this step.
 
         A cadence in steps needs no word. All else was agreed, and reaches ranks that have left their loops, too: they
         tell each other where they stand, until that was the same once, and cannot but stay the same.
         """
         if self._even or (order is not Order.STOP and self.session.cadence.steps is not None):
-            return self._place()
-        return max(self._places())
+            return self._position()
+        return max(self._positions_of_ranks())
 
-    def _places(self) -> list[list[int]]:
+    def _positions_of_ranks(self) -> list[list[int]]:
         """Where each rank stands. With uneven inputs a checkpoint is named by the rank that came furthest."""
-        told = self.session.ranks.gather([self._place(), self.positions.even and not self._samples_given])
+        told = self.session.ranks.gather([self._position(), self.positions.even and not self._samples_given])
         places = [place for place, _ in told]
         self._even = all(even for _, even in told) and all(place == places[0] for place in places)
-        differ = [one for one in places if one[0] == self.step and one != self._place()]
+        differ = [one for one in places if one[0] == self.step and one != self._position()]
         if differ and self.session.cadence.steps is not None and self.session.ranks.rank == 0:
             log.warning(
                 "at step %d the ranks are in different epochs, or have counted different samples: their saves every %d "
@@ -282,7 +282,7 @@ class Life:
         if name != self.saves.last:
             promised = frozenset(self.tracked.promised)
             about = self.facts.about()
-            self.saves.take(self.step, name, self._everything(), promised, about, self._logged, urgent)
+            self.saves.save(self.step, name, self._all_objects(), promised, about, self._logged, urgent)
             self.metrics.saving(step, self.session.storage.path(name.manifest))
 
     def _logged(self) -> Logged:
@@ -294,14 +294,14 @@ class Life:
 
     def loop_ended(self) -> None:
         """A loop came to its end: what the script does next may write to what is still being copied."""
-        self.session.saver.settle()
+        self.session.saver.finish_handover()
 
     def _leave(self) -> None:
         """Stop here and now: the checkpoint is committed, or, with a daemon, sealed. Raises SystemExit."""
         session, why = self.session, "asked to stop by the node daemon or another rank"
         if session.trap.first is not None:
             why = f"{session.trap.first.name} received"
-        if session.node is None:  # a daemon outlives us, and commits by itself
+        if session.daemon is None:  # a daemon outlives us, and commits by itself
             lost = self.saves.await_last(session.leave_by)
             if lost is not None and session.ranks.rank == 0:
                 log.warning("checkpoint %s could not be committed in time: %s", lost, last_good(session.storage))
@@ -315,13 +315,13 @@ class Life:
     def finish(self) -> None:
         """Save the last state, wait until it is committed, and end as finished. Every rank must call it."""
         while True:
-            order, _ = self.session.rest(self.step)
+            order, _ = self.session.wait_for_all_ranks(self.step)
             if order is Order.NOTHING:
                 break
             self.saves.saved_step = None  # the others are further on: they need this rank's part under their step
-            self._obey(order)
+            self._carry_out(order)
         self.saves.forget_torn()
-        places = self._places()  # all have left by now
+        places = self._positions_of_ranks()  # all have left by now
         if self.saves.saved_step != self.step or any(place != places[0] for place in places):
             self._save(max(places), urgent=True)
         lost = self.saves.await_last()
@@ -354,11 +354,11 @@ class Life:
 
     # -- what is stored ---------------------------------------------------------------------------
 
-    def _everything(self) -> dict[str, Any]:
-        return {"run": _Own(self), "state": self.state, **self.tracked.objects}
+    def _all_objects(self) -> dict[str, Any]:
+        return {"run": _RunState(self), "state": self.state, **self.tracked.objects}
 
 
-class _Own:
+class _RunState:
     """The run's own state: counters, positions, generators. Read at a boundary; never loaded as a whole."""
 
     def __init__(self, life: Life) -> None:
@@ -374,5 +374,5 @@ class _Own:
             "began": life.generators.began,
             "reductions": {name: one.order for name, one in life._reductions.items() if one.order is not None},
             **life.positions.state(),
-            "rng": rng.get(),
+            "rng": rng.get_rng_state(),
         }

@@ -13,7 +13,7 @@ from typing import Any
 
 from autoresume.format.names import CheckpointName
 from autoresume.run.session import Session
-from autoresume.snapshot.saver import Logged, Taken
+from autoresume.snapshot.saver import Logged, SnapshotTaken
 
 log = logging.getLogger("autoresume")
 
@@ -30,7 +30,7 @@ class Saves:
         self.last: CheckpointName | None = None
         self._told = float("-inf")
 
-    def take(
+    def save(
         self,
         step: int,
         name: CheckpointName,
@@ -47,15 +47,15 @@ class Saves:
         taken = self._session.save(name, objects, promised, about, logged, urgent)
         self.saved_step, self.last = step, name
         if self._session.ranks.rank == 0:
-            self._tell_of(taken)
+            self._log_snapshot(taken)
 
     def forget_torn(self) -> None:
         """A snapshot of this very step that was given up is taken again, where one rank can decide that."""
-        self._session.saver.settle()
+        self._session.saver.finish_handover()
         if self._session.ranks.world_size == 1 and str(self.last) in self._session.saver.torn:
             self.saved_step = self.last = None
 
-    def _tell_of(self, taken: Taken) -> None:
+    def _log_snapshot(self, taken: SnapshotTaken) -> None:
         now = time.monotonic()
         level = logging.INFO if now - self._told >= _TELL_SECONDS else logging.DEBUG
         if level == logging.INFO:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 
-class Arriving:
+class PendingNumber:
     """A tensor of one element, as it is in its device's order of things now."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
@@ -19,13 +19,13 @@ class Arriving:
         self._event = stream.record_event()
 
     @classmethod
-    def of(cls, value: Any) -> Arriving | None:
+    def of(cls, value: Any) -> PendingNumber | None:
         """None for what need not be waited for, or is no number."""
         if not isinstance(value, torch.Tensor) or value.device.type != "cuda" or value.numel() != 1:
             return None
         return None if value.is_complex() or type(value) not in (torch.Tensor, torch.nn.Parameter) else cls(value)
 
-    def is_there(self) -> bool:
+    def is_ready(self) -> bool:
         return bool(self._event.query())
 
     def value(self) -> int | float | bool:

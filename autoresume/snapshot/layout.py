@@ -59,7 +59,7 @@ class Plan:
         """Those that go to the second file."""
         return () if self.unchanged is None else self.copies[len(self.layout.entries) :]
 
-    def begin(self, image: memoryview) -> None:
+    def write_headers(self, image: memoryview) -> None:
         """Write what stands in front of the tensors."""
         image[: len(self.layout.header)] = self.layout.header
         if self.unchanged is not None:

@@ -33,7 +33,7 @@ _SIMPLE = {int, str, bool, type(None)}
 
 
 @dataclass
-class Taken:
+class Recaptured:
     """What was captured. `tensors` are those of the leaves; `leaves` is None where `form` is the last one's.
 
     While `form` is the same object, the leaves whose numbers are in `steady` are the same memory, seen in the same way.
@@ -60,7 +60,7 @@ class Recapture:
         """The signatures of the leaves of objects that are walked through each time."""
         self._identities: set[tuple[Any, ...]] = set()
 
-    def take(self, objects: Mapping[str, Any], known_equal: frozenset[int], promised: frozenset[str]) -> Taken:
+    def capture(self, objects: Mapping[str, Any], known_equal: frozenset[int], promised: frozenset[str]) -> Recaptured:
         """The state of all `objects`, as `capture` reads it. Raises StateError."""
         if self._names == tuple(objects) and self._known == (known_equal, promised):
             try:
@@ -78,7 +78,7 @@ class Recapture:
 
     # -- the first time, and whenever the form has changed -----------------------------------------
 
-    def _anew(self, objects: Mapping[str, Any], known_equal: frozenset[int], promised: frozenset[str]) -> Taken:
+    def _anew(self, objects: Mapping[str, Any], known_equal: frozenset[int], promised: frozenset[str]) -> Recaptured:
         self._form, self._steady = object(), set()
         self._objects, self._others, self._identities = {}, {}, set()
         walker = Walker(known_equal)
@@ -101,11 +101,11 @@ class Recapture:
             else:
                 self._others[name] = signature(walker.leaves[leaf:])
         tensors = [leaf.tensor for leaf in walker.leaves]
-        return Taken(self._form, self._steady, _joined(objects, texts), tensors, walker.leaves, attachments)
+        return Recaptured(self._form, self._steady, _joined(objects, texts), tensors, walker.leaves, attachments)
 
     # -- the other times --------------------------------------------------------------------------
 
-    def _again(self, objects: Mapping[str, Any], known_equal: frozenset[int], promised: frozenset[str]) -> Taken:
+    def _again(self, objects: Mapping[str, Any], known_equal: frozenset[int], promised: frozenset[str]) -> Recaptured:
         texts: list[bytes] = []
         attachments: dict[str, bytes] = {}
         tensors: list[torch.Tensor] = []
@@ -130,7 +130,7 @@ class Recapture:
             texts.append(text)
         if not self._identities.isdisjoint(walker.seen):
             raise _Changed  # a tensor of one of the others is now the same memory as one of a remembered object
-        return Taken(self._form, self._steady, _joined(objects, texts), tensors, None, attachments)
+        return Recaptured(self._form, self._steady, _joined(objects, texts), tensors, None, attachments)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from autoresume.base.failpoints import reach
+from autoresume.base.failpoints import failpoint
 from autoresume.base.spans import span
 from autoresume.checkpoint.persist import Snapshot
 from autoresume.format.digest import digest
@@ -32,10 +32,10 @@ from autoresume.handoff.arena import Arena
 from autoresume.ranks.agreement import Ranks
 from autoresume.snapshot import layout
 from autoresume.snapshot.arenas import Arenas
-from autoresume.snapshot.copies import Copies, Copying, Guard, Recipe, threads_here
+from autoresume.snapshot.copies import Copies, Copying, Recipe, WriteDetector, copy_threads
 from autoresume.snapshot.devices import Streams, Transfer, capturing, current_device
 from autoresume.snapshot.recapture import Recapture, without_collections
-from autoresume.snapshot.recapture import Taken as Captured
+from autoresume.snapshot.recapture import Recaptured as Captured
 from autoresume.snapshot.sinks import Sealed, Sink
 from autoresume.snapshot.unchanged import Unchanged
 from autoresume.state.state import Leaf, capture, known_equal_storages
@@ -44,7 +44,7 @@ log = logging.getLogger("autoresume")
 
 
 @dataclass(frozen=True)
-class Taken:
+class SnapshotTaken:
     """A snapshot that was taken: `stall_seconds` is how long training stood still for it at the boundary."""
 
     name: CheckpointName
@@ -66,7 +66,7 @@ class _Begun:
     """Copies under way."""
 
     copying: Copying
-    guard: Guard
+    guard: WriteDetector
     now: Transfer
     late: Transfer
     """What an optimizer's step has to wait for on its device."""
@@ -92,7 +92,7 @@ class _Pending:
         self.begun.copying.join()
         with self.lock:
             if self.torn is None:
-                self.torn = self.begun.guard.broken()
+                self.torn = self.begun.guard.written()
         return not self.torn
 
     def finish(self) -> bool:
@@ -100,7 +100,7 @@ class _Pending:
         self.begun.copying.join()
         self.begun.now.wait()
         self.begun.late.wait()
-        return self.join() and not self.begun.late.broken()
+        return self.join() and not self.begun.late.written()
 
 
 class Saver:
@@ -124,8 +124,8 @@ class Saver:
         self.joined_seconds = 0.0
         """How long optimizer steps have waited for copies since the last save."""
         self._fallback = fallback
-        self._arenas = Arenas(ranks.rank, arena_folder, lambda: self.sink, self.use_fallback)
-        self._threads = threads_here()
+        self._arenas = Arenas(ranks.rank, arena_folder, lambda: self.sink, self.fall_back)
+        self._threads = copy_threads()
         self._pool = ThreadPoolExecutor(self._threads + 1, "autoresume-copy", self._use_device)
         self._device: int | None = None
         self._streams = Streams()
@@ -168,7 +168,7 @@ class Saver:
         files: tuple[str, ...] = (),
         urgent: bool = True,
         logged: Callable[[], Logged] = Logged,
-    ) -> Taken:
+    ) -> SnapshotTaken:
         """Take a snapshot of `objects`, and hand it over to be persisted as `name`. Nothing is durable yet.
 
         Unless it is `urgent` it may be handed over only later, while training goes on; `settle` waits for that.
@@ -176,9 +176,9 @@ class Saver:
         Raises StateError for state that can't be stored.
         """
         began = time.monotonic()
-        reach("save.begin")
-        self.settle()
-        self.unchanged.settle()
+        failpoint("save.begin")
+        self.finish_handover()
+        self.unchanged.finish_comparing()
         if self._plan_unchanged != self.unchanged.names:
             self._recapture.forget()  # some tensors go to another file
         self.joined_seconds = 0.0
@@ -188,9 +188,9 @@ class Saver:
             with span("plan"):
                 plan = self._planned(captured)
         with span("wait for memory"):
-            arena = self._arenas.free(plan.bytes)
+            arena = self._arenas.acquire(plan.bytes)
         image = arena.view(plan.bytes)
-        plan.begin(image)
+        plan.write_headers(image)
         late = frozenset[int]() if urgent or not self.overlaps else self._stays(captured, plan, objects)
         with span("copy at the boundary"):
             begun = self._begin(self._recipe(captured, plan, arena, late).copies(captured.tensors))
@@ -216,21 +216,21 @@ class Saver:
         )
         self._complete(begun, captured.tensors, Sealed(snapshot, arena), () if urgent else plan.chunks)
         if urgent:
-            self.settle()
-        return Taken(name, snapshot.bytes, time.monotonic() - began - waited)
+            self.finish_handover()
+        return SnapshotTaken(name, snapshot.bytes, time.monotonic() - began - waited)
 
     def check(self, objects: Mapping[str, Any], promised: frozenset[str]) -> int:
         """Raise now what `save` would raise later; the bytes of this rank's state."""
         leaves = capture(objects, frozenset(), promised).leaves
         return sum(leaf.tensor.numel() * leaf.tensor.element_size() for leaf in leaves)
 
-    def boundary(self) -> None:
+    def at_boundary(self) -> None:
         """At every step boundary, before anything else."""
         self._stepped, self._stepping = self._stepping, {}
         if self._pending is not None and self._pending.whole is not None and self._pending.whole.done():
-            self.settle()
+            self.finish_handover()
 
-    def settle(self) -> None:
+    def finish_handover(self) -> None:
         """Wait until the snapshot that is being taken is handed over, or given up."""
         pending, self._pending = self._pending, None
         if pending is None or pending.whole is None:
@@ -258,23 +258,23 @@ class Saver:
     def close(self) -> None:
         """Arenas in the daemon's folder stay: it keeps them for the ranks that may come next."""
         self._hook.remove()
-        self.settle()
-        self.unchanged.settle()
+        self.finish_handover()
+        self.unchanged.finish_comparing()
         self._recipes.clear()
         self.sink.close()
         self._arenas.close()
         self._pool.shutdown()
 
-    def use_fallback(self, why: str) -> None:
+    def fall_back(self, why: str) -> None:
         """Go on without the daemon and its memory: this rank persists by itself."""
         before = self.sink
-        self.settle()
+        self.finish_handover()
         if self.sink is not before:
             return  # what was being copied could not be handed over either, and has brought us here already
         log.warning("%s", why)
-        self.unchanged.settle()
+        self.unchanged.finish_comparing()
         self.sink = self._fallback()
-        self._arenas.abandon()
+        self._arenas.use_own_memory()
 
     def _use_device(self) -> None:
         """In each thread of the pool: one that pins memory, or waits for a device, would else make a context on the
@@ -289,7 +289,7 @@ class Saver:
         if not copies.waits and not copies.device.any():
             copies.at_boundary(self._pool, self._threads)
             return None
-        guard = Guard(copies)
+        guard = WriteDetector(copies)
         now = self._streams.start(copies.device)
         self._streams.hold(now)
         late = self._streams.start(copies.late_device)
@@ -302,7 +302,7 @@ class Saver:
         self, begun: _Begun | None, tensors: list[torch.Tensor], sealed: Sealed, looked_at: Sequence[Chunk]
     ) -> None:
         if begun is None:
-            reach("save.copied")
+            failpoint("save.copied")
             self._hand_over(sealed)
             self._look(sealed, looked_at)
             return
@@ -323,18 +323,18 @@ class Saver:
         """In the background: copy, and hand over what is whole."""
         with span("copy"):
             whole = pending.finish()
-        reach("save.copied")
+        failpoint("save.copied")
         if not whole:
             return False
         with span("hand over"):
             self.sink.submit(pending.sealed)
-        reach("save.sealed")
+        failpoint("save.sealed")
         self._look(pending.sealed, pending.looked_at)
         return True
 
     def _look(self, sealed: Sealed, chunks: Sequence[Chunk]) -> None:
         if chunks:
-            self.unchanged.look(sealed.snapshot.checkpoint.step, sealed.snapshot.image, chunks, self._pool)
+            self.unchanged.start_comparing(sealed.snapshot.checkpoint.step, sealed.snapshot.image, chunks, self._pool)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
         """Called by torch before each step of any optimizer: what it changes must have been copied."""
@@ -383,12 +383,12 @@ class Saver:
             self.sink.submit(sealed)
         except OSError as error:
             self._hand_over_here(sealed, error)
-        reach("save.sealed")
+        failpoint("save.sealed")
 
     def _hand_over_here(self, sealed: Sealed, error: OSError) -> None:
         while self.sink.alive() and not self.sink.idle():
             time.sleep(0.002)  # what was handed over before lies in the arenas that are given up now
-        self.use_fallback(
+        self.fall_back(
             f"a snapshot can't be handed to the node daemon ({error}): this rank saves by itself from "
             "now on, and what it holds in memory is lost with it if it is killed. Give the node a larger /dev/shm"
         )
@@ -408,7 +408,7 @@ class Saver:
             )
             if form != self._known_for:
                 self._known, self._known_for = known_equal_storages(objects), form
-        return self._recapture.take(objects, self._known, promised)
+        return self._recapture.capture(objects, self._known, promised)
 
     def _planned(self, captured: Captured) -> layout.Plan:
         leaves = captured.leaves if captured.leaves is not None else self._unverified

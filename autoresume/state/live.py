@@ -15,10 +15,10 @@ import torch
 
 from autoresume.format import tree
 from autoresume.format.manifest import Chunk
-from autoresume.state.state import references
+from autoresume.state.state import tensor_keys
 
 
-def destinations(
+def in_place_targets(
     objects: Mapping[str, Any], stored: Mapping[str, Any], describe: Callable[[str], Chunk]
 ) -> dict[str, torch.Tensor]:
     """The live tensors, by the keys of the stored ones that may be read into them; none if anything doesn't fit.
@@ -27,7 +27,7 @@ def destinations(
     """
     if not objects.keys() <= stored.keys():
         return {}
-    times = Counter(references(dict(stored)))
+    times = Counter(tensor_keys(dict(stored)))
     found: list[tuple[str, torch.Tensor]] = []
     for name, target in objects.items():
         if not _is_stock(target):
@@ -37,7 +37,7 @@ def destinations(
         if not _fits(live, forms):
             return {}
         # A tensor with a second name in another object: that would go on with this one's memory.
-        inside = Counter(references(stored[name]))
+        inside = Counter(tensor_keys(stored[name]))
         pairs = ((keys[id(form)], tensor) for form, tensor in _pairs(forms, live))
         found += [
             (key, tensor)
@@ -47,7 +47,7 @@ def destinations(
     return _apart(found)
 
 
-def misfits(state: Mapping[str, Any], live: Mapping[str, Any]) -> list[str]:
+def mismatches(state: Mapping[str, Any], live: Mapping[str, Any]) -> list[str]:
     """In what names, shapes and dtypes a stored module's state and a live one's differ: a line each."""
     lines = [f"only in the checkpoint: {key}" for key in state if key not in live]
     lines += [f"only in the live object: {key}" for key in live if key not in state]
@@ -97,7 +97,7 @@ def _fits(live: Mapping[str, Any], forms: Any) -> bool:
     odd = any(
         isinstance(value, torch.Tensor) != isinstance(forms.get(key), torch.Tensor) for key, value in live.items()
     )
-    return not odd and not misfits(forms, live)
+    return not odd and not mismatches(forms, live)
 
 
 # -- tensors, there and here --------------------------------------------------------------------------------

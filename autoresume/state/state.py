@@ -18,9 +18,9 @@ import torch
 from autoresume.errors import CheckpointInvalid, StateError, UsageError
 from autoresume.format import tree
 from autoresume.format.tensorfile import item_bytes
-from autoresume.state.generator import GENERATORS, GeneratorState, new_generator
+from autoresume.state.generator import GENERATOR_TYPES, GeneratorState, new_generator
 from autoresume.state.pickled import pickled
-from autoresume.state.sharded import alike, is_sharded
+from autoresume.state.sharded import cut_like, is_sharded
 
 T = TypeVar("T")
 
@@ -61,18 +61,18 @@ class Namespace:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
             there = self.__dict__.get(name)
-            if isinstance(there, GENERATORS):
+            if isinstance(there, GENERATOR_TYPES):
                 GeneratorState(there).load_state_dict(GeneratorState(value).state_dict())
             else:
-                self.__dict__[name] = alike(value, there)
+                self.__dict__[name] = cut_like(value, there)
 
 
-def adapt(name: str, value: Any) -> Any:
+def as_stateful(name: str, value: Any) -> Any:
     """Something with state_dict and load_state_dict for a tracked object. Raises UsageError."""
     value = unwrap(value)
     if isinstance(value, pickled):
         return value
-    if isinstance(value, GENERATORS):
+    if isinstance(value, GENERATOR_TYPES):
         return GeneratorState(value)
     if callable(getattr(value, "state_dict", None)) and callable(getattr(value, "load_state_dict", None)):
         return value
@@ -160,7 +160,7 @@ class Walker:
             return tagged
         if isinstance(value, np.ndarray) and type(value) is not np.ndarray:
             raise StateError(f"array {key!r} is a {type(value).__qualname__}, and would come back as a plain array")
-        if isinstance(value, (np.ndarray, np.generic, *GENERATORS)):
+        if isinstance(value, (np.ndarray, np.generic, *GENERATOR_TYPES)):
             self.others += 1
         if isinstance(value, np.ndarray):
             return {tree.TAG: "ndarray", "key": self._tensor(key, _from_numpy(key, value))}
@@ -171,7 +171,7 @@ class Walker:
             return {tree.TAG: "torch.Size", "items": list(value)}
         if isinstance(value, (torch.dtype, torch.device)):
             return {tree.TAG: f"torch.{type(value).__name__}", "name": str(value).removeprefix("torch.")}
-        if isinstance(value, GENERATORS):
+        if isinstance(value, GENERATOR_TYPES):
             state = tree.encode(GeneratorState(value).state_dict(), self.leaf, key)
             return {tree.TAG: "generator", "state": state}
         return None
@@ -296,7 +296,7 @@ def _strided(value: torch.Tensor, strides: list[int] | None) -> torch.Tensor:
     return torch.empty_strided(value.shape, strides, dtype=value.dtype).copy_(value)
 
 
-def references(value: Any) -> list[str]:
+def tensor_keys(value: Any) -> list[str]:
     """The keys of all tensors that a captured tree refers to. Raises CheckpointInvalid."""
     found: list[str] = []
     try:

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
-from autoresume.base.failpoints import reach
+from autoresume.base.failpoints import failpoint
 from autoresume.format import names
 from autoresume.format.names import is_inside, temporary
 from autoresume.storage.reading import OpenFile
@@ -117,9 +117,9 @@ class LocalStorage:
     def add(self, name: str, data: bytes | memoryview) -> None:
         path = self.path(name)
         temp = self._write_temporary(path, data)
-        reach("storage.write.before_rename")
+        failpoint("storage.write.before_rename")
         _rename(temp, path)
-        reach("storage.write.before_folder_sync")
+        failpoint("storage.write.before_folder_sync")
         self._sync_folder(path.parent)
 
     def sync(self, name: str) -> None:
@@ -241,7 +241,7 @@ class LocalStorage:
                 for file in [file for file in path.iterdir() if not file.is_dir()]:
                     file.unlink(missing_ok=True)
                 grave = path
-            reach("storage.remove.renamed")
+            failpoint("storage.remove.renamed")
             _remove_tree(grave)
         else:
             path.unlink(missing_ok=True)
@@ -263,7 +263,7 @@ class LocalStorage:
             view = memoryview(data).cast("B")
             if len(view) < _DIRECT_FROM or not _write_direct(temp, descriptor, view):
                 _write_buffered(descriptor, view)
-            reach("storage.write.before_sync")
+            failpoint("storage.write.before_sync")
             self._sync_file(descriptor, temp)
         except BaseException:
             temp.unlink(missing_ok=True)
@@ -410,7 +410,7 @@ class _DirectBlocks:
         count = os.pwrite(self._direct, block, begin)
         if count < len(block):
             _write_at(self._buffered, block[count:], begin + count)  # what is left may be aligned no more
-        reach("storage.write.block")
+        failpoint("storage.write.block")
 
 
 def _write_at(descriptor: int, view: memoryview, offset: int) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from autoresume.checkpoint.commit import commit_if_complete
-from autoresume.checkpoint.discover import Judged, complete_commits, judge, listing, set_aside
+from autoresume.checkpoint.discover import Judged, complete_commits, judge, list_checkpoints, set_aside
 from autoresume.checkpoint.verify import verify
 from autoresume.errors import CheckpointInvalid, NoValidCheckpoint
 from autoresume.format import names
@@ -357,7 +357,7 @@ def test_the_next_one_may_be_damaged_too(storage: UnsyncedStorage, tmp_path: Pat
     assert restored is not None
     assert [line.split(":")[0] for line in restored.rejected] == [str(NEWEST), str(MIDDLE)]
     assert storage.list("aside") == sorted([str(NEWEST), str(MIDDLE)])
-    assert listing(storage) == [OLD]
+    assert list_checkpoints(storage) == [OLD]
 
 
 def test_nothing_left_is_an_error_that_names_all(storage: UnsyncedStorage, tmp_path: Path) -> None:
@@ -371,7 +371,7 @@ def test_nothing_left_is_an_error_that_names_all(storage: UnsyncedStorage, tmp_p
     for piece in (f"{OLD}: ", "manifest", f"{MIDDLE}: ", SHARD_0, f"{NEWEST}: ", SHARD_1, "not started from scratch"):
         assert piece in str(caught.value)
     assert storage.list("aside") == []
-    assert listing(storage) == [NEWEST, MIDDLE, OLD]
+    assert list_checkpoints(storage) == [NEWEST, MIDDLE, OLD]
     with pytest.raises(NoValidCheckpoint, match="left where they are"):
         restore(storage)
 
@@ -483,7 +483,7 @@ def test_putting_aside_again_keeps_both(storage: UnsyncedStorage) -> None:
         assert where == f"aside/{NEWEST}" + (f".{attempt}" if attempt else "")
         assert storage.read(f"{where}/reason.txt") == f"problem {attempt}\n".encode()
     assert len(storage.list("aside")) == 3
-    assert listing(storage) == [MIDDLE, OLD]
+    assert list_checkpoints(storage) == [MIDDLE, OLD]
 
 
 def test_an_emptied_aside_folder_is_no_obstacle(storage: UnsyncedStorage, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from autoresume.format.digest import digest
 from autoresume.format.manifest import Manifest, Part
 from autoresume.load.read_checkpoint import _read
 from autoresume.run.session import Session
-from autoresume.state.state import decode, references
+from autoresume.state.state import decode, tensor_keys
 from tests.checkpoint.two_ranks import NEWEST, RUN_ID, write
 from tests.storage.forgetful import UnsyncedStorage
 
@@ -141,7 +141,7 @@ def test_any_tree(value: Any) -> None:
     import torch
 
     with contextlib.suppress(CheckpointInvalid):
-        decode(value, dict.fromkeys(references(value), torch.zeros(3)))
+        decode(value, dict.fromkeys(tensor_keys(value), torch.zeros(3)))
     assert {name for name in set(sys.modules) - before if not name.startswith(("numpy", "torch"))} == set()
 
 
@@ -175,7 +175,7 @@ def test_a_tree_that_can_not_be(value: Any) -> None:
     import torch
 
     with pytest.raises(CheckpointInvalid):
-        decode(value, dict.fromkeys(references(value), torch.zeros(3)))
+        decode(value, dict.fromkeys(tensor_keys(value), torch.zeros(3)))
 
 
 def test_a_tree_that_is_too_deep() -> None:
@@ -184,7 +184,7 @@ def test_a_tree_that_is_too_deep() -> None:
     for _ in range(sys.getrecursionlimit()):
         value = {"x": value}
     with pytest.raises(CheckpointInvalid, match="malformed"):
-        references(value)
+        tensor_keys(value)
     with pytest.raises(CheckpointInvalid, match="malformed"):
         tree.decode(value, lambda tagged: tagged)
 

@@ -49,7 +49,7 @@ def write(storage: LocalStorage, name: CheckpointName, run_id: str = RUN_ID, com
         captured = capture(objects, frozenset(), frozenset({"model"}))
         plan = layout.make_plan(captured.leaves, rank, 2, {"format": "pt"})
         image = bytearray(plan.bytes)
-        plan.begin(memoryview(image))
+        plan.write_headers(memoryview(image))
         tensors = [leaf.tensor for leaf in captured.leaves]
         copy_all(plan.copies, tensors, memoryview(image))
         env = f"env of step {name.step:03d}, rank {rank}".encode()

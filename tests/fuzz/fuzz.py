@@ -75,7 +75,7 @@ def metrics(data: bytes) -> None:
     """Cut back and read again: each step once more, in order."""
     FILE.write_bytes(data)
     opened = journal.Journal(FILE)
-    opened.cut(5)
+    opened.truncate(5)
     kept = list(journal.read(FILE))
     opened.append(6, {"loss": 1.0})
     opened.close()

@@ -56,7 +56,7 @@ def folder(tmp_path: Path) -> Path:
         second = frozenset(chunk.name for chunk in plan.chunks[::2])
         plan = layout.make_plan(captured.leaves, rank, 2, {"format": "pt"}, second)
         image = bytearray(plan.bytes)
-        plan.begin(memoryview(image))
+        plan.write_headers(memoryview(image))
         tensors = [leaf.tensor for leaf in captured.leaves]
         copy_all(plan.copies, tensors, memoryview(image))
         tree = {**captured.tree, "env": {"$": "pickled", "attachment": "env"}}

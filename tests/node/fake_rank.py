@@ -165,7 +165,7 @@ class FakeRank:
     def _rests(self, step: int) -> bool:
         """As Session.rest: obey what the others are still to reach; True when nothing comes any more."""
         closed = self.fence.closed()
-        order = self.fence.at_rest(step)
+        order = self.fence.after_loop(step)
         if order:
             self._save(step)  # under its own step, which is the last of all
             self.note("acted", step=step, order=order.name)
@@ -183,10 +183,10 @@ class FakeRank:
     def _boundary(self, step: int) -> Order:
         """As Session.boundary: first the wish, then the fence."""
         if self.trap.first is not None:
-            self.fence.wish(Order.STOP)
+            self.fence.request(Order.STOP)
         elif self.rank == 0 and self.options.wish and step >= self.options.at:
-            self.fence.wish(Order.SAVE)
-        order = self.fence.at(step)
+            self.fence.request(Order.SAVE)
+        order = self.fence.at_boundary(step)
         if order is Order.SAVE and self.options.wish == "once":
             self.options.wish = ""
         return order

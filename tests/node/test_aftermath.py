@@ -31,7 +31,7 @@ def add_life(
         number=number, run_id="fa4e4a4c0001", host="node1", boot="b", processes=[(1, 1.0)], world_size=1,
         command=["train.py"], began={"time": time.time(), "step": step},
     ).to_bytes())  # fmt: skip
-    incarnation.end(storage, number, "failed", 12, "ValueError: a", {"cause": cause.value, **ended})
+    incarnation.record_end(storage, number, "failed", 12, "ValueError: a", {"cause": cause.value, **ended})
 
 
 def add_checkpoint(storage: LocalStorage, step: int) -> None:
@@ -43,7 +43,7 @@ def add_checkpoint(storage: LocalStorage, step: int) -> None:
 
 def decide(storage: LocalStorage, cause: Cause, number: int | None, **more: object) -> brain.Verdict:
     notice = Notice()
-    return aftermath.decide(storage.root, cause, notice, number=number, restarts_here=True, can_requeue=True, stepped=True, **more)  # type: ignore[arg-type]  # fmt: skip
+    return aftermath.conclude_life(storage.root, cause, notice, number=number, restarts_here=True, can_requeue=True, stepped=True, **more)  # type: ignore[arg-type]  # fmt: skip
 
 
 def ended(storage: LocalStorage, number: int) -> dict[str, object]:
@@ -114,9 +114,9 @@ def test_a_request_is_cleared_by_a_later_start_alone(storage: LocalStorage) -> N
     began = time.time()
     requests.ask_to_stop(storage, "now")
     requests.clear(storage, began)
-    assert requests.stop_is_wanted(storage) == "now"
+    assert requests.stop_requested(storage) == "now"
     requests.clear(storage, time.time() + 1)
-    assert requests.stop_is_wanted(storage) is None
+    assert requests.stop_requested(storage) is None
 
 
 def test_lives_that_never_came_to_begin_count_without_a_step(storage: LocalStorage) -> None:

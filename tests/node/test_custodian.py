@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from autoresume.checkpoint.discover import judge, listing
+from autoresume.checkpoint.discover import judge, list_checkpoints
 from autoresume.checkpoint.incarnation import Incarnation
 from autoresume.checkpoint.persist import Snapshot
 from autoresume.format.digest import canonical
@@ -19,7 +19,7 @@ from autoresume.format.tensorfile import Entry, lay_out
 from autoresume.handoff import kept
 from autoresume.handoff.arena import Arena
 from autoresume.handoff.mailbox import Mailbox
-from autoresume.node.custodian import Custodian
+from autoresume.node.custodian import Persister
 from autoresume.snapshot.sinks import DaemonSink, Sealed
 from autoresume.storage.local import LocalStorage
 from tests.node.harness import make_run, wait_until
@@ -36,8 +36,8 @@ def mailbox(memory: Path) -> Mailbox:
 
 
 @pytest.fixture
-def custodian(mailbox: Mailbox) -> Iterator[Custodian]:
-    made = Custodian(mailbox, 2)
+def custodian(mailbox: Mailbox) -> Iterator[Persister]:
+    made = Persister(mailbox, 2)
     yield made
     made.close()
 
@@ -69,7 +69,7 @@ def seal(to: DaemonSink, mailbox: Mailbox, step: int, rank: int = 0, world_size:
     return arena
 
 
-def test_a_sealed_snapshot_becomes_a_checkpoint(mailbox: Mailbox, storage: LocalStorage, custodian: Custodian) -> None:
+def test_a_sealed_snapshot_becomes_a_checkpoint(mailbox: Mailbox, storage: LocalStorage, custodian: Persister) -> None:
     """When `drain` returns it is committed, its arena is free, its rank is told, and its message and blobs are gone.
 
     Until the arena is used again there is word of what it holds, for ranks that come after a death.
@@ -78,7 +78,7 @@ def test_a_sealed_snapshot_becomes_a_checkpoint(mailbox: Mailbox, storage: Local
     arena = seal(to, mailbox, 7)
     assert to.busy(arena)
     custodian.drain()
-    (name,) = listing(storage)
+    (name,) = list_checkpoints(storage)
     assert judge(storage, name, "fa4e4a4c0001").problem is None
     assert storage.read(name.shard(0)).endswith(bytes([7]) * 5000)
     assert not to.busy(arena)
@@ -88,11 +88,11 @@ def test_a_sealed_snapshot_becomes_a_checkpoint(mailbox: Mailbox, storage: Local
     left = sorted(path.name for path in mailbox.folder.iterdir())
     assert left == ["arena-00000-7", "kept-arena-00000-7.json", f"outcome-{name}-00000.json"]
     size = arena_bytes(storage, name)
-    (path,) = kept.images(mailbox, str(name)).values()
+    (path,) = kept.kept_images(mailbox, str(name)).values()
     assert path.read_bytes()[:size] == storage.read(name.shard(0))
-    assert kept.images(mailbox, str(name)) == {(0, size): path}
+    assert kept.kept_images(mailbox, str(name)) == {(0, size): path}
     to.forget(arena)
-    assert kept.images(mailbox, str(name)) == {}
+    assert kept.kept_images(mailbox, str(name)) == {}
 
 
 def arena_bytes(storage: LocalStorage, name: CheckpointName) -> int:
@@ -102,13 +102,13 @@ def arena_bytes(storage: LocalStorage, name: CheckpointName) -> int:
 
 
 def test_nothing_is_committed_before_all_ranks_sealed(
-    mailbox: Mailbox, storage: LocalStorage, custodian: Custodian
+    mailbox: Mailbox, storage: LocalStorage, custodian: Persister
 ) -> None:
     """A checkpoint of two ranks exists when both parts are there, whoever comes last."""
     to = sink(mailbox, storage)
     seal(to, mailbox, 7, rank=1, world_size=2)
     custodian.drain()
-    (name,) = listing(storage)
+    (name,) = list_checkpoints(storage)
     assert not judge(storage, name).committed
     assert [outcome.committed for outcome in to.outcomes()] == [False]
     seal(to, mailbox, 7, rank=0, world_size=2)
@@ -117,13 +117,13 @@ def test_nothing_is_committed_before_all_ranks_sealed(
     assert [outcome.committed for outcome in to.outcomes()] == [True]
 
 
-def test_looking_does_not_wait(mailbox: Mailbox, storage: LocalStorage, custodian: Custodian) -> None:
+def test_looking_does_not_wait(mailbox: Mailbox, storage: LocalStorage, custodian: Persister) -> None:
     """`look` only begins; a message is handled once, however often one looks."""
     to = sink(mailbox, storage)
     arena = seal(to, mailbox, 7)
 
     def done() -> bool:
-        custodian.look()
+        custodian.start_new()
         return not to.busy(arena)
 
     wait_until(done)
@@ -131,7 +131,7 @@ def test_looking_does_not_wait(mailbox: Mailbox, storage: LocalStorage, custodia
 
 
 def test_a_dead_life_writes_nothing(
-    mailbox: Mailbox, storage: LocalStorage, custodian: Custodian, caplog: pytest.LogCaptureFixture
+    mailbox: Mailbox, storage: LocalStorage, custodian: Persister, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A snapshot of a life that is over is given up; its rank is told that it was taken over."""
     claimed = Incarnation(2, "fa4e4a4c0001", "there", "b", [(1, 0.0)], 1, [])
@@ -143,11 +143,11 @@ def test_a_dead_life_writes_nothing(
     (outcome,) = to.outcomes()
     assert outcome.problem is not None
     assert outcome.problem.startswith("StaleIncarnation: incarnation 2 has taken over")
-    assert (listing(storage), to.busy(arena)) == ([], False)
+    assert (list_checkpoints(storage), to.busy(arena)) == ([], False)
 
 
 def test_a_full_disk_is_told_and_nothing_is_lost(
-    mailbox: Mailbox, storage: LocalStorage, custodian: Custodian, monkeypatch: pytest.MonkeyPatch
+    mailbox: Mailbox, storage: LocalStorage, custodian: Persister, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without space the older checkpoint stays, the rank is told why, and the next snapshot is taken as usual."""
     to = sink(mailbox, storage)
@@ -159,7 +159,7 @@ def test_a_full_disk_is_told_and_nothing_is_lost(
     monkeypatch.undo()
     seal(to, mailbox, 9)
     custodian.drain()
-    assert [name.step for name in listing(storage)] == [9, 7]
+    assert [name.step for name in list_checkpoints(storage)] == [9, 7]
     problems = [outcome.problem for outcome in to.outcomes() if outcome.problem]
     assert len(problems) == 1
     assert problems[0].startswith("StorageFull: checkpoint E0_U8_S8-0001 needs")
@@ -179,7 +179,7 @@ def test_a_full_disk_is_told_and_nothing_is_lost(
     ids=str,
 )
 def test_a_message_that_cant_be_handled_is_not_handled_for_ever(
-    mailbox: Mailbox, storage: LocalStorage, custodian: Custodian, broken: dict[str, Any]
+    mailbox: Mailbox, storage: LocalStorage, custodian: Persister, broken: dict[str, Any]
 ) -> None:
     """It is given up, with its reason told, and the next one is handled; `drain` neither raises nor hangs."""
     to = sink(mailbox, storage)
@@ -193,10 +193,10 @@ def test_a_message_that_cant_be_handled_is_not_handled_for_ever(
     assert not to.busy(arena)
     seal(to, mailbox, 8)
     custodian.drain()
-    assert [name.step for name in listing(storage) if judge(storage, name).committed] == [8]
+    assert [name.step for name in list_checkpoints(storage) if judge(storage, name).committed] == [8]
 
 
-def test_outcomes_do_not_fill_the_memory(mailbox: Mailbox, storage: LocalStorage, custodian: Custodian) -> None:
+def test_outcomes_do_not_fill_the_memory(mailbox: Mailbox, storage: LocalStorage, custodian: Persister) -> None:
     """Of a long run only the last outcomes stay in the mailbox."""
     to = sink(mailbox, storage)
     for step in range(1, 71):
@@ -205,4 +205,4 @@ def test_outcomes_do_not_fill_the_memory(mailbox: Mailbox, storage: LocalStorage
         arena.close(unlink=True)
     assert len(mailbox.names("outcome-")) == 64
     assert len(to.outcomes()) == 64
-    assert [name.step for name in listing(storage)] == [70, 69, 68]
+    assert [name.step for name in list_checkpoints(storage)] == [70, 69, 68]

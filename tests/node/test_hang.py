@@ -5,12 +5,12 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoresume.node.hang import FIRST_STEP_SECONDS, LEAST_SECONDS, Patience
+from autoresume.node.hang import FIRST_STEP_SECONDS, LEAST_SECONDS, HangTimeout
 
 
 def test_before_the_first_step_nothing_is_known() -> None:
     """An hour, whatever a short `hang_after` says of later steps; a longer one counts."""
-    patience = Patience()
+    patience = HangTimeout()
     assert patience.seconds(stepped=False) == FIRST_STEP_SECONDS
     patience.given = 5.0
     assert (patience.seconds(stepped=False), patience.seconds(stepped=True)) == (FIRST_STEP_SECONDS, 5.0)
@@ -20,7 +20,7 @@ def test_before_the_first_step_nothing_is_known() -> None:
 
 def test_an_option_stands_for_what_is_learnt() -> None:
     """Its user knows better, in both directions."""
-    patience = Patience()
+    patience = HangTimeout()
     patience.note(500.0)
     for chosen in (1.0, 1e9):
         patience.given = chosen
@@ -30,7 +30,7 @@ def test_an_option_stands_for_what_is_learnt() -> None:
 @given(st.lists(st.floats(0, 1e5), max_size=20))
 def test_the_longest_step_counts(steps: list[float]) -> None:
     """Ten times as long as an evaluation or a checkpoint once took is no hang; ten minutes never are."""
-    patience = Patience()
+    patience = HangTimeout()
     for seconds in steps:
         patience.note(seconds)
     allowed = patience.seconds(stepped=True)

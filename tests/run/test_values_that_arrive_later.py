@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from autoresume import Run, start
-from autoresume.snapshot.arriving import Arriving
+from autoresume.snapshot.arriving import PendingNumber
 
 
-class Coming(Arriving):
+class Coming(PendingNumber):
     """A number of a device that computes it when it is told to, or waited for."""
 
     def __init__(self, number: float) -> None:
@@ -30,8 +30,8 @@ class Coming(Arriving):
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    original = Arriving.of
-    monkeypatch.setattr(Arriving, "of", lambda value: value if isinstance(value, Coming) else original(value))
+    original = PendingNumber.of
+    monkeypatch.setattr(PendingNumber, "of", lambda value: value if isinstance(value, Coming) else original(value))
     made = start(run_dir=str(tmp_path), save_every=4, loggers=["csv"])
     made.restore()
     return made

@@ -19,12 +19,12 @@ from autoresume.checkpoint.persist import Snapshot, persist
 from autoresume.errors import NoValidCheckpoint, StateError
 from autoresume.format.digest import canonical
 from autoresume.format.names import CheckpointName
-from autoresume.load.read_checkpoint import choose_and_read, load
+from autoresume.load.read_checkpoint import choose_and_read, load_state
 from autoresume.load.reader import CheckpointReader
 from autoresume.ranks.agreement import Ranks
 from autoresume.snapshot.copies import copy_all
 from autoresume.snapshot.layout import make_plan
-from autoresume.state.live import destinations
+from autoresume.state.live import in_place_targets
 from autoresume.state.state import capture
 from autoresume.storage import LocalStorage
 
@@ -55,7 +55,7 @@ def save(storage: Storage, objects: dict[str, Any], step: int = 1) -> Checkpoint
     captured = capture(objects, frozenset(), frozenset())
     plan = make_plan(captured.leaves, 0, 1, {"format": "pt"})
     image = memoryview(bytearray(plan.bytes))
-    plan.begin(memoryview(image))
+    plan.write_headers(memoryview(image))
     copy_all(plan.copies, [leaf.tensor for leaf in captured.leaves], image)
     persist(
         storage,
@@ -71,7 +71,7 @@ def restore(storage: Storage, objects: dict[str, Any]) -> None:
     found = choose_and_read(storage, "run", Ranks(), lambda: None, objects)
     assert found is not None
     for name, target in objects.items():
-        load(name, target, found.states[name])
+        load_state(name, target, found.states[name])
 
 
 def trained(model: torch.nn.Module, seed: int) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def test_what_is_read_in_place(storage: Storage, what: str, model: int, optimize
     """Stock modules and optimizers are read to where they live; a module with a way of its own gets tensors to load."""
     after = trained(MODELS[what](), 2)
     reader = save(storage, trained(MODELS[what](), 1))
-    found = destinations(after, reader.tree, reader.describe)
+    found = in_place_targets(after, reader.tree, reader.describe)
     assert [sum(key.startswith(name) for key in found) for name in ("model/", "optimizer/")] == [model, optimizer]
     live = {tensor.data_ptr() for tensor in after["model"].state_dict().values()}
     assert {found[key].data_ptr() for key in found if key.startswith("model/")} <= live
@@ -327,5 +327,5 @@ def test_in_place_is_as_good_as_the_plain_way(
     found = choose_and_read(storage, "run", Ranks(), lambda: None, {})
     assert found is not None
     for name, target in two.items():
-        load(name, target, copy.deepcopy(found.states[name]))
+        load_state(name, target, copy.deepcopy(found.states[name]))
     assert equal(values(one), values(two))

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from autoresume.checkpoint.commit import commit_if_complete
-from autoresume.checkpoint.custody import prune_after_commit
+from autoresume.checkpoint.committed import prune_after_commit
 from autoresume.checkpoint.discover import complete_commits, judge, list_checkpoints
 from autoresume.checkpoint.persist import Snapshot, persist
 from autoresume.checkpoint.retain import Keep, prune

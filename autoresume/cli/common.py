@@ -67,7 +67,7 @@ def lives(storage: LocalStorage, record: Incarnation) -> bool:
 
 def pick(storage: LocalStorage, text: str) -> CheckpointName:
     """A checkpoint by its name, or as `restore.select` has it. Raises UsageError listing what there is."""
-    from autoresume.checkpoint.custody import committed_checkpoints
+    from autoresume.checkpoint.committed import committed_checkpoints
     from autoresume.checkpoint.discover import list_checkpoints
     from autoresume.checkpoint.select import select
     from autoresume.restore.origins import best_metric_of

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
-from autoresume.data import watch
-from autoresume.data.persistent import private_worker_seed
-from autoresume.data.positioned import PassTurn
+from autoresume.data import batch_observer
+from autoresume.data.resumable_loader import PassTurn
+from autoresume.data.worker_seeds import private_worker_seed
 from autoresume.data.workers import WorkerInit
 from autoresume.errors import UsageError
 from autoresume.state import rng
@@ -81,7 +81,7 @@ class ForeignLoader:
         while True:
             self._before_first()
             try:
-                batch = watch.fetch(batches, note=True)
+                batch = batch_observer.fetch(batches, note=True)
             except StopIteration:
                 self.over = True
                 return
@@ -113,7 +113,7 @@ class ForeignLoader:
                 next(batches, None)
                 if done and done % 1000 == 0:
                     log.info("skipped %d of %d batches", done, rest)
-        watch.forget()
+        batch_observer.forget()
         if again:
             rng.set_rng_state(now)
         return batches

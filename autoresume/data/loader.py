@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from autoresume.data import watch
-from autoresume.data.positioned import PassTurn
+from autoresume.data import batch_observer
+from autoresume.data.resumable_loader import PassTurn
 from autoresume.data.sampler import GlobalOrder
 from autoresume.data.stateful import StatefulRunLoader
 from autoresume.data.workers import SeededDataset, WorkerInit
@@ -204,7 +204,7 @@ class _Pass:
             rng.set_rng_state(self.again[0])
         before = rng.get_rng_state() if self._keeps_rng else None
         try:
-            batch = watch.fetch(self.batches)
+            batch = batch_observer.fetch(self.batches)
         except StopIteration:
             self._finish()
             raise
@@ -214,7 +214,9 @@ class _Pass:
         self.again = self.again[1:]
         begin, self._next = self._next, owner.order.after(self._next)
         if self.tracked:
-            watch.hand_out(owner, self.epoch, self._next, lambda: owner.order.indices(self.epoch, begin), batch)
+            batch_observer.hand_out(
+                owner, self.epoch, self._next, lambda: owner.order.indices(self.epoch, begin), batch
+            )
             owner._active = weakref.ref(self)
             self.marks = [*self.marks, _Mark(self.epoch, self._next, before)]
         return batch
@@ -228,7 +230,7 @@ class _Pass:
         gone, self.marks = self.marks[: handed_out - held + 1], self.marks[handed_out - held :]
         samples = 0
         for before, after in itertools.pairwise(gone):
-            watch.consume(self.owner, after.epoch, after.position)
+            batch_observer.consume(self.owner, after.epoch, after.position)
             samples += after.position - (before.position if before.epoch == after.epoch else 0)
         return samples
 

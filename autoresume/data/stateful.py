@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from autoresume.data import watch
-from autoresume.data.positioned import PassTurn
+from autoresume.data import batch_observer
+from autoresume.data.resumable_loader import PassTurn
 from autoresume.data.workers import WorkerInit
 from autoresume.errors import UsageError
 
@@ -138,7 +138,7 @@ class _StatefulPass:
         owner = self.owner
         owner._before_first()
         try:
-            batch = watch.fetch(self.batches, note=True)
+            batch = batch_observer.fetch(self.batches, note=True)
         except StopIteration:
             nothing_left = owner._restored is not None and not self._gave
             if owner.driven or owner._empty or nothing_left or owner._stepped is self:

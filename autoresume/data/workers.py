@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from autoresume.data.positioned import ResumableLoader
+from autoresume.data.resumable_loader import ResumableLoader
 from autoresume.data.sampler import Sample
 from autoresume.state import rng
 

@@ -26,7 +26,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from autoresume.base import failpoints
-from autoresume.data import watch
+from autoresume.data import batch_observer
 from autoresume.drill import untracked
 from autoresume.errors import StateError
 from autoresume.format.digest import canonical, digest
@@ -66,8 +66,8 @@ class Recorder:
             torch.set_num_threads(1)
         if self._moment is not None and self._moment.get("point") and self._moment["rank"] == rank:
             failpoints.set_observer(self._at_failpoint)
-        self._watch = watch.BatchObserver(untracked.content_digest)
-        watch.install_observer(self._watch)
+        self._watch = batch_observer.BatchObserver(untracked.content_digest)
+        batch_observer.install_observer(self._watch)
         register_optimizer_step_pre_hook(self._optimizer_steps)
         torch.nn.modules.module.register_module_forward_pre_hook(self._forward)
         self._backward = torch.autograd.backward

@@ -28,11 +28,11 @@ from autoresume.errors import AutoresumeError, CheckpointInvalid, NoValidCheckpo
 from autoresume.format import names, tree
 from autoresume.format.manifest import Manifest
 from autoresume.format.names import CheckpointName
-from autoresume.handoff import kept
+from autoresume.handoff import kept_snapshots
 from autoresume.handoff.mailbox import Mailbox
 from autoresume.load.reader import Box, CheckpointReader
 from autoresume.ranks.agreement import Ranks
-from autoresume.state.live import in_place_targets, mismatches
+from autoresume.state.in_place import in_place_targets, mismatches
 from autoresume.state.pickled import pickled
 from autoresume.state.sharded import cut_to_shards, local_shards, parameters, shard_for
 from autoresume.state.state import decode, tensor_keys
@@ -295,7 +295,7 @@ def _read(
     only: frozenset[str] | None = None,
     into_live: bool = True,
 ) -> Restored:
-    images = kept.kept_images(mailbox, str(manifest.checkpoint)) if mailbox else {}
+    images = kept_snapshots.kept_images(mailbox, str(manifest.checkpoint)) if mailbox else {}
     reader = CheckpointReader(storage, manifest, rank, images)
     failpoint("restore.chosen")
     if not isinstance(reader.tree, dict):

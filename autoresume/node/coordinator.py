@@ -19,7 +19,7 @@ from autoresume.errors import EXIT_FINISHED, EXIT_INTERRUPTED, AutoresumeError
 from autoresume.handoff.fence import Order
 from autoresume.node import brain, policy
 from autoresume.node.brain import Cause, Lost
-from autoresume.node.hang import HangTimeout
+from autoresume.node.hang_timeout import HangTimeout
 from autoresume.node.policy import Kind, State
 from autoresume.node.team import SILENT_SECONDS, Member, Message, Team
 from autoresume.storage.local import LocalStorage

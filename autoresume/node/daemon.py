@@ -25,13 +25,13 @@ from autoresume.checkpoint.retain import Keep
 from autoresume.errors import EXIT_FINISHED, EXIT_HOPELESS, EXIT_INTERRUPTED, EXIT_PORT_TAKEN, EXIT_STOPPED, UsageError
 from autoresume.handoff.mailbox import Mailbox, memory_root
 from autoresume.handoff.signals import SignalTrap
-from autoresume.node import aftermath, brain, link, processes
+from autoresume.node import brain, conclusion, link, processes
 from autoresume.node.brain import Cause, Verdict
 from autoresume.node.cluster import Cluster, NoCluster, Notice
 from autoresume.node.coordinator import Coordinator, RoundEnded
-from autoresume.node.custodian import Persister
 from autoresume.node.link import Listener
 from autoresume.node.node import Message, Node, node_name
+from autoresume.node.persister import Persister
 from autoresume.node.team import Member, Team
 
 log = logging.getLogger("autoresume")
@@ -286,7 +286,7 @@ class _FirstNode:
         if cause is not Cause.FINISHED and (ended.code == EXIT_INTERRUPTED or notice.over):
             notice = cluster.why_stopped(self.coordinator.state.why)
             cause = notice.cause or cause
-        return aftermath.conclude_life(
+        return conclusion.conclude_life(
             ended.run_folder or self.plan.run_folder,
             cause,
             notice,
@@ -361,11 +361,11 @@ def adopt(root: Path) -> None:
                 continue  # it is just being made
             if mailbox.names("sealed-"):
                 log.info("a node daemon was killed here; persisting the snapshots that it left")
-                custodian = Persister(mailbox, 1)
+                persister = Persister(mailbox, 1)
                 for name in mailbox.names("hello-"):
-                    custodian.keep = Keep.of((mailbox.receive(name) or {})["keep"])
-                custodian.drain()
-                custodian.close()
+                    persister.keep = Keep.of((mailbox.receive(name) or {})["keep"])
+                persister.drain()
+                persister.close()
         except (OSError, ValueError, KeyError) as error:
             log.warning("what a killed daemon left in %s can't be read: %s", folder, error)
         with contextlib.suppress(OSError):

@@ -26,12 +26,12 @@ from autoresume.checkpoint import incarnation
 from autoresume.checkpoint.retain import Keep
 from autoresume.errors import UsageError
 from autoresume.format import names
-from autoresume.handoff import kept
+from autoresume.handoff import kept_snapshots
 from autoresume.handoff.fence import DaemonFence, Order
 from autoresume.handoff.mailbox import NODE_FOLDER_VARIABLE, STACKS_FILE, Mailbox
 from autoresume.handoff.signals import STACKS_SIGNAL
 from autoresume.node import processes
-from autoresume.node.custodian import Persister
+from autoresume.node.persister import Persister
 
 log = logging.getLogger("autoresume")
 
@@ -72,7 +72,7 @@ class Node:
         self.send, self.pace_seconds = tell, pace_seconds
         self.mailbox = Mailbox(folder)
         self.fence = DaemonFence(folder / "fence", local_ranks)
-        self.custodian = Persister(self.mailbox, local_ranks)
+        self.persister = Persister(self.mailbox, local_ranks)
         self.life: Life | None = None
         self.child: subprocess.Popen[bytes] | None = None
         self.name = node_name()
@@ -89,14 +89,14 @@ class Node:
 
     def close(self) -> None:
         processes.kill_tree()
-        self.custodian.close()
+        self.persister.close()
         self.fence.close()
 
     # -- one turn of the daemon's loop ------------------------------------------------------------
 
     def turn(self) -> None:
         self.fence.beat()
-        self.custodian.start_new()
+        self.persister.start_new()
         if time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + _LOOK_SECONDS
             self._receive_hellos()
@@ -126,8 +126,8 @@ class Node:
             "most": max(steps, default=-1),
             "left": self.life is not None and self.fence.all_left(),
             "settled": self.fence.settled(),
-            "cost": self.custodian.cost_seconds,
-            "busy": self.custodian.busy,
+            "cost": self.persister.cost_seconds,
+            "busy": self.persister.busy,
         }
         now, told = time.monotonic(), self._state
         news = any(state[word] != told.get(word) for word in ("ready", "idle", "left", "settled", "busy"))
@@ -161,7 +161,7 @@ class Node:
             self._kill(bool(message["all"]))
         elif kind == "drain":
             processes.kill_tree()
-            self.custodian.drain()
+            self.persister.drain()
             self._keep_stacks()
             self.send({"kind": "drained", "report": self.report()})
 
@@ -169,7 +169,7 @@ class Node:
         """Start the ranks of a new round. Raises UsageError if the command can't be started."""
         self.life, self._arrived, self._taken, self._over_told = None, {}, frozenset(), False
         for name in self.mailbox.names():
-            if name != "daemon" and not name.startswith(kept.PREFIX):
+            if name != "daemon" and not name.startswith(kept_snapshots.PREFIX):
                 self.mailbox.remove(name)
         self.fence.reset()
         environment = {**self.environment, **more, NODE_FOLDER_VARIABLE: str(self.mailbox.folder)}
@@ -225,14 +225,16 @@ class Node:
         if pids & self._taken:
             return  # some of them are still the old ones
         if self.life is not None:
-            self.custodian.drain()  # before anybody claims the next number, which would make them stale
+            self.persister.drain()  # before anybody claims the next number, which would make them stale
             self._note_deaths()
             self._life_over()
-        for leftover in {path.name for path in self.mailbox.folder.glob("arena-*")} - kept.kept_arenas(self.mailbox):
+        for leftover in {path.name for path in self.mailbox.folder.glob("arena-*")} - kept_snapshots.kept_arenas(
+            self.mailbox
+        ):
             (self.mailbox.folder / leftover).unlink(missing_ok=True)
         self._taken, self._arrived = pids, hellos
         first = hellos[min(hellos)]
-        self.custodian.keep = Keep.of(first["keep"])
+        self.persister.keep = Keep.of(first["keep"])
         self.send({"kind": "greeted", "run_folder": first["run_folder"], "hang_after": first.get("hang_after")})
 
     def _welcome(self) -> None:
@@ -298,7 +300,7 @@ class Node:
                 {"rank": life.names[local], "time": life.died.get(local)} for local in life.ranks if local not in byes
             ],
             "memory_kills": processes.memory_kills() - self._memory_kills,
-            "save_seconds": self.custodian.cost_seconds,
+            "save_seconds": self.persister.cost_seconds,
         }
 
 

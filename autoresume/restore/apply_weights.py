@@ -14,7 +14,7 @@ import torch
 from autoresume.config.restore_request import RestoreRequest
 from autoresume.errors import StateError
 from autoresume.load import read_checkpoint
-from autoresume.restore.keys import Matching, match_keys
+from autoresume.restore.match_keys import Matching, match_keys
 
 _SHOWN = 20
 

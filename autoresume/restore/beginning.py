@@ -161,9 +161,9 @@ def decide_beginning(
         return None
     if past.has_checkpoints:
         raise UsageError(
-            f"the run in {folder} has begun already, and not by restore.mode={request.mode!r} from {origin.description}: "
-            "it would go on from its own checkpoints. To begin a new run give another run_dir (or stage); to go on with "
-            "this one leave restore.mode out."
+            f"the run in {folder} has begun already, and not by restore.mode={request.mode!r} from "
+            f"{origin.description}: it would go on from its own checkpoints. To begin a new run give another run_dir "
+            "(or stage); to go on with this one leave restore.mode out."
         )
     return _from_elsewhere(request, origin, storage)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoresume.checkpoint.custody import committed_checkpoints
+from autoresume.checkpoint.committed import committed_checkpoints
 from autoresume.checkpoint.select import Best, select
 from autoresume.errors import CheckpointInvalid, UsageError
 from autoresume.format import names

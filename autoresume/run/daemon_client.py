@@ -14,7 +14,7 @@ from pathlib import Path
 from autoresume.checkpoint import incarnation
 from autoresume.config.options import Options
 from autoresume.errors import AgreementError, UsageError
-from autoresume.handoff import kept
+from autoresume.handoff import kept_snapshots
 from autoresume.handoff.mailbox import NODE_FOLDER_VARIABLE, STACKS_FILE, Mailbox
 from autoresume.handoff.signals import STACKS_SIGNAL
 from autoresume.ranks.agreement import Ranks
@@ -82,7 +82,7 @@ class DaemonClient:
     def release_kept_snapshots(self) -> None:
         """All ranks have read what they need: what the last life left in memory makes room for this one's snapshots."""
         if self.slot == 0:
-            kept.drop_all(self.mailbox)
+            kept_snapshots.drop_all(self.mailbox)
 
     def report_incarnation(self, number: int) -> None:
         """Tell the daemon which incarnation this is."""

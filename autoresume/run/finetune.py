@@ -16,7 +16,7 @@ from autoresume.errors import AutoresumeError, CheckpointInvalid, UsageError
 from autoresume.load import read_checkpoint
 from autoresume.restore.apply_weights import load_weights
 from autoresume.restore.beginning import Beginning
-from autoresume.restore.contract import RestoreReport
+from autoresume.restore.report import RestoreReport
 from autoresume.restore.weight_files import read_weights
 from autoresume.run.session import Session
 

@@ -17,7 +17,7 @@ import torch
 from autoresume.base.failpoints import failpoint
 from autoresume.checkpoint import tags
 from autoresume.checkpoint.abandon import last_good
-from autoresume.data.persistent import PrivateWorkerSeeds
+from autoresume.data.worker_seeds import PrivateWorkerSeeds
 from autoresume.drill.recorder import Recorder
 from autoresume.errors import StorageFailed
 from autoresume.format import names
@@ -27,7 +27,7 @@ from autoresume.handoff.fence import Order
 from autoresume.load.read_checkpoint import Restored
 from autoresume.ranks import reduction
 from autoresume.restore.changes import compare_facts
-from autoresume.restore.contract import RestoreReport
+from autoresume.restore.report import RestoreReport
 from autoresume.run import finetune
 from autoresume.run.about import Facts
 from autoresume.run.datasets import Datasets
@@ -165,35 +165,35 @@ class Life:
 
     def _write_report_of_restore(self, found: Restored | None) -> None:
         """What this start took over, told and kept."""
-        session, contract = self.session, self.report
+        session, report = self.session, self.report
         if found is None and session.beginning is None:
             return
-        told = session.ranks.gather(contract.lists())
+        told = session.ranks.gather(report.lists())
         if session.ranks.rank != 0:
             return
         begin = session.beginning
         before: Mapping[str, Any] = begin.about if begin is not None else {}
-        contract.origin = begin.description if begin is not None else ""
+        report.origin = begin.description if begin is not None else ""
         if found is not None:
             before = found.about
-            contract.origin = contract.origin or f"{found.manifest.checkpoint} of this run"
-        contract.changes = compare_facts(before, self.facts.about())
-        contract.notes += self._restored_options(contract)
-        contract.log()
+            report.origin = report.origin or f"{found.manifest.checkpoint} of this run"
+        report.changes = compare_facts(before, self.facts.about())
+        report.notes += self._restored_options(report)
+        report.log()
         self._write_report(told)
 
     def _write_report(self, ranks: list[dict[str, list[str]]]) -> None:
         text = json.dumps(self.report.to_json(ranks), indent=1)
         self.session.storage.write(names.report_file(self.session.number), text.encode() + b"\n")
 
-    def _restored_options(self, contract: RestoreReport) -> list[str]:
+    def _restored_options(self, report: RestoreReport) -> list[str]:
         """What the script sets otherwise than before, where the restored value counts all the same."""
         found = []
-        for change in contract.changes:
+        for change in report.changes:
             kind, _, rest = change.what.partition(".")
             name, _, _ = rest.rpartition(".")
             is_optimizer = isinstance(self.tracked.objects.get(name), torch.optim.Optimizer)
-            if kind == "objects" and is_optimizer and name in contract.restored and rest not in contract.reset:
+            if kind == "objects" and is_optimizer and name in report.restored and rest not in report.reset:
                 found.append(f"the restored {rest} counts, not the script's {change.now}; else: restore.fresh={rest}")
         return found
 

@@ -21,7 +21,7 @@ from autoresume.loggers.base import RunInfo
 from autoresume.loggers.journal import Journal, to_plain
 from autoresume.loggers.publisher import Publisher
 from autoresume.run.session import Session
-from autoresume.snapshot.arriving import PendingNumber
+from autoresume.snapshot.pending_number import PendingNumber
 
 log = logging.getLogger("autoresume")
 

@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader
 from autoresume.base.call_site import CallSite
 from autoresume.data.foreign import ForeignLoader
 from autoresume.data.loader import RunLoader, make_loader
-from autoresume.data.positioned import ResumableLoader
 from autoresume.data.ranges import Ranges
+from autoresume.data.resumable_loader import ResumableLoader
 from autoresume.data.stateful import StatefulRunLoader
 from autoresume.data.workers import end_workers
 from autoresume.errors import UsageError

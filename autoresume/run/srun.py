@@ -16,7 +16,7 @@ from autoresume.checkpoint import incarnation
 from autoresume.checkpoint.incarnation import boot_id
 from autoresume.errors import AgreementError
 from autoresume.handoff.mailbox import NODE_FOLDER_VARIABLE
-from autoresume.node import aftermath, batch_job, brain, link
+from autoresume.node import batch_job, brain, conclusion, link
 from autoresume.node.batch_job import SlurmCluster
 from autoresume.node.brain import Cause
 from autoresume.slurm import environment as slurm_environment
@@ -89,7 +89,7 @@ def requeue_if_needed(run_folder: Path, why: str) -> None:
     notice = cluster.why_stopped(why)
     cause = notice.cause or Cause.SIGNAL
     newest = incarnation.numbers(LocalStorage(run_folder))[-1:]
-    verdict = aftermath.conclude_life(
+    verdict = conclusion.conclude_life(
         run_folder, cause, notice, number=newest[0] if newest else None, stepped=True, can_requeue=True
     )
     log.info("%s", verdict.why)

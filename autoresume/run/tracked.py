@@ -17,8 +17,8 @@ import torch
 from autoresume.config.restore_request import RestoreRequest
 from autoresume.errors import StateError, UsageError
 from autoresume.load import read_checkpoint
-from autoresume.restore.contract import RestoreReport
-from autoresume.state.live import mismatches
+from autoresume.restore.report import RestoreReport
+from autoresume.state.in_place import mismatches
 from autoresume.state.state import as_stateful, replicated
 
 _RESERVED = {"run": "the run's own counters and generators", "state": "run.state"}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from autoresume.checkpoint import incarnation
 from autoresume.checkpoint.commit import commit_if_complete
-from autoresume.checkpoint.custody import prune_after_commit
+from autoresume.checkpoint.committed import prune_after_commit
 from autoresume.checkpoint.discover import complete_commits, judge, list_checkpoints
 from autoresume.checkpoint.incarnation import Incarnation
 from autoresume.checkpoint.persist import Snapshot, persist

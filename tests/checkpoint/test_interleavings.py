@@ -17,7 +17,7 @@ import pytest
 
 from autoresume.checkpoint import commit, discover, fetch, incarnation, persist
 from autoresume.checkpoint.commit import commit_if_complete
-from autoresume.checkpoint.custody import prune_after_commit
+from autoresume.checkpoint.committed import prune_after_commit
 from autoresume.checkpoint.discover import complete_commits, judge, list_checkpoints
 from autoresume.checkpoint.retain import Keep
 from autoresume.errors import CheckpointInvalid, StaleIncarnation, StorageFailed

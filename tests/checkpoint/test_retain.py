@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoresume.checkpoint.commit import commit_if_complete
-from autoresume.checkpoint.custody import committed_checkpoints, prune_after_commit
+from autoresume.checkpoint.committed import committed_checkpoints, prune_after_commit
 from autoresume.checkpoint.persist import persist
 from autoresume.checkpoint.retain import Committed, Keep, collect_garbage, collect_unpublished, prune, superfluous
 from autoresume.checkpoint.verify import verify

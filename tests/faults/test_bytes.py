@@ -10,7 +10,7 @@ import torch
 from autoresume.checkpoint import incarnation
 from autoresume.checkpoint import persist as persisting
 from autoresume.checkpoint.commit import commit_if_complete
-from autoresume.checkpoint.custody import prune_after_commit
+from autoresume.checkpoint.committed import prune_after_commit
 from autoresume.checkpoint.discover import complete_commits, list_checkpoints
 from autoresume.checkpoint.persist import persist
 from autoresume.checkpoint.sidefiles import copy_into

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from autoresume.errors import AutoresumeError, CheckpointInvalid, UsageError
-from autoresume.restore.keys import match_keys
+from autoresume.restore.match_keys import match_keys
 from autoresume.restore.weight_files import Weights, read_weights
 
 

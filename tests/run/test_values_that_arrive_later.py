@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from autoresume import Run, start
-from autoresume.snapshot.arriving import PendingNumber
+from autoresume.snapshot.pending_number import PendingNumber
 
 
 class Coming(PendingNumber):

@@ -1,4 +1,4 @@
-"""The custodian: every sealed message comes to its end, and is told of."""
+"""The persister: every sealed message comes to its end, and is told of."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from autoresume.format.digest import canonical
 from autoresume.format.manifest import Chunk, chunks_json
 from autoresume.format.names import CheckpointName
 from autoresume.format.tensorfile import Entry, lay_out
-from autoresume.handoff import kept
+from autoresume.handoff import kept_snapshots
 from autoresume.handoff.arena import Arena
 from autoresume.handoff.mailbox import Mailbox
-from autoresume.node.custodian import Persister
+from autoresume.node.persister import Persister
 from autoresume.snapshot.sinks import DaemonSink, Sealed
 from autoresume.storage.local import LocalStorage
 from tests.node.harness import make_run, wait_until
@@ -36,7 +36,7 @@ def mailbox(memory: Path) -> Mailbox:
 
 
 @pytest.fixture
-def custodian(mailbox: Mailbox) -> Iterator[Persister]:
+def persister(mailbox: Mailbox) -> Iterator[Persister]:
     made = Persister(mailbox, 2)
     yield made
     made.close()
@@ -69,7 +69,7 @@ def seal(to: DaemonSink, mailbox: Mailbox, step: int, rank: int = 0, world_size:
     return arena
 
 
-def test_a_sealed_snapshot_becomes_a_checkpoint(mailbox: Mailbox, storage: LocalStorage, custodian: Persister) -> None:
+def test_a_sealed_snapshot_becomes_a_checkpoint(mailbox: Mailbox, storage: LocalStorage, persister: Persister) -> None:
     """When `drain` returns it is committed, its arena is free, its rank is told, and its message and blobs are gone.
 
     Until the arena is used again there is word of what it holds, for ranks that come after a death.
@@ -77,7 +77,7 @@ def test_a_sealed_snapshot_becomes_a_checkpoint(mailbox: Mailbox, storage: Local
     to = sink(mailbox, storage)
     arena = seal(to, mailbox, 7)
     assert to.busy(arena)
-    custodian.drain()
+    persister.drain()
     (name,) = list_checkpoints(storage)
     assert judge(storage, name, "fa4e4a4c0001").problem is None
     assert storage.read(name.shard(0)).endswith(bytes([7]) * 5000)
@@ -88,11 +88,11 @@ def test_a_sealed_snapshot_becomes_a_checkpoint(mailbox: Mailbox, storage: Local
     left = sorted(path.name for path in mailbox.folder.iterdir())
     assert left == ["arena-00000-7", "kept-arena-00000-7.json", f"outcome-{name}-00000.json"]
     size = arena_bytes(storage, name)
-    (path,) = kept.kept_images(mailbox, str(name)).values()
+    (path,) = kept_snapshots.kept_images(mailbox, str(name)).values()
     assert path.read_bytes()[:size] == storage.read(name.shard(0))
-    assert kept.kept_images(mailbox, str(name)) == {(0, size): path}
+    assert kept_snapshots.kept_images(mailbox, str(name)) == {(0, size): path}
     to.forget(arena)
-    assert kept.kept_images(mailbox, str(name)) == {}
+    assert kept_snapshots.kept_images(mailbox, str(name)) == {}
 
 
 def arena_bytes(storage: LocalStorage, name: CheckpointName) -> int:
@@ -102,28 +102,28 @@ def arena_bytes(storage: LocalStorage, name: CheckpointName) -> int:
 
 
 def test_nothing_is_committed_before_all_ranks_sealed(
-    mailbox: Mailbox, storage: LocalStorage, custodian: Persister
+    mailbox: Mailbox, storage: LocalStorage, persister: Persister
 ) -> None:
     """A checkpoint of two ranks exists when both parts are there, whoever comes last."""
     to = sink(mailbox, storage)
     seal(to, mailbox, 7, rank=1, world_size=2)
-    custodian.drain()
+    persister.drain()
     (name,) = list_checkpoints(storage)
     assert not judge(storage, name).committed
     assert [outcome.committed for outcome in to.outcomes()] == [False]
     seal(to, mailbox, 7, rank=0, world_size=2)
-    custodian.drain()
+    persister.drain()
     assert judge(storage, name).problem is None
     assert [outcome.committed for outcome in to.outcomes()] == [True]
 
 
-def test_looking_does_not_wait(mailbox: Mailbox, storage: LocalStorage, custodian: Persister) -> None:
+def test_looking_does_not_wait(mailbox: Mailbox, storage: LocalStorage, persister: Persister) -> None:
     """`look` only begins; a message is handled once, however often one looks."""
     to = sink(mailbox, storage)
     arena = seal(to, mailbox, 7)
 
     def done() -> bool:
-        custodian.start_new()
+        persister.start_new()
         return not to.busy(arena)
 
     wait_until(done)
@@ -131,7 +131,7 @@ def test_looking_does_not_wait(mailbox: Mailbox, storage: LocalStorage, custodia
 
 
 def test_a_dead_life_writes_nothing(
-    mailbox: Mailbox, storage: LocalStorage, custodian: Persister, caplog: pytest.LogCaptureFixture
+    mailbox: Mailbox, storage: LocalStorage, persister: Persister, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A snapshot of a life that is over is given up; its rank is told that it was taken over."""
     claimed = Incarnation(2, "fa4e4a4c0001", "there", "b", [(1, 0.0)], 1, [])
@@ -139,7 +139,7 @@ def test_a_dead_life_writes_nothing(
     to = sink(mailbox, storage)
     arena = seal(to, mailbox, 7)
     with caplog.at_level(logging.WARNING, "autoresume"):
-        custodian.drain()
+        persister.drain()
     (outcome,) = to.outcomes()
     assert outcome.problem is not None
     assert outcome.problem.startswith("StaleIncarnation: incarnation 2 has taken over")
@@ -147,18 +147,18 @@ def test_a_dead_life_writes_nothing(
 
 
 def test_a_full_disk_is_told_and_nothing_is_lost(
-    mailbox: Mailbox, storage: LocalStorage, custodian: Persister, monkeypatch: pytest.MonkeyPatch
+    mailbox: Mailbox, storage: LocalStorage, persister: Persister, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without space the older checkpoint stays, the rank is told why, and the next snapshot is taken as usual."""
     to = sink(mailbox, storage)
     seal(to, mailbox, 7)
-    custodian.drain()
+    persister.drain()
     monkeypatch.setattr(LocalStorage, "free_bytes", lambda self: 10)
     seal(to, mailbox, 8)
-    custodian.drain()
+    persister.drain()
     monkeypatch.undo()
     seal(to, mailbox, 9)
-    custodian.drain()
+    persister.drain()
     assert [name.step for name in list_checkpoints(storage)] == [9, 7]
     problems = [outcome.problem for outcome in to.outcomes() if outcome.problem]
     assert len(problems) == 1
@@ -179,7 +179,7 @@ def test_a_full_disk_is_told_and_nothing_is_lost(
     ids=str,
 )
 def test_a_message_that_cant_be_handled_is_not_handled_for_ever(
-    mailbox: Mailbox, storage: LocalStorage, custodian: Persister, broken: dict[str, Any]
+    mailbox: Mailbox, storage: LocalStorage, persister: Persister, broken: dict[str, Any]
 ) -> None:
     """It is given up, with its reason told, and the next one is handled; `drain` neither raises nor hangs."""
     to = sink(mailbox, storage)
@@ -188,20 +188,20 @@ def test_a_message_that_cant_be_handled_is_not_handled_for_ever(
     content = mailbox.receive(message)
     assert content is not None
     mailbox.send(message, {**content, **broken})
-    custodian.drain()
+    persister.drain()
     assert mailbox.names("sealed-") == []
     assert not to.busy(arena)
     seal(to, mailbox, 8)
-    custodian.drain()
+    persister.drain()
     assert [name.step for name in list_checkpoints(storage) if judge(storage, name).committed] == [8]
 
 
-def test_outcomes_do_not_fill_the_memory(mailbox: Mailbox, storage: LocalStorage, custodian: Persister) -> None:
+def test_outcomes_do_not_fill_the_memory(mailbox: Mailbox, storage: LocalStorage, persister: Persister) -> None:
     """Of a long run only the last outcomes stay in the mailbox."""
     to = sink(mailbox, storage)
     for step in range(1, 71):
         arena = seal(to, mailbox, step)
-        custodian.drain()
+        persister.drain()
         arena.close(unlink=True)
     assert len(mailbox.names("outcome-")) == 64
     assert len(to.outcomes()) == 64

@@ -1,4 +1,4 @@
-"""The resume contract: what a start took over, what it did not, and what has changed since.
+"""What a restore did: what a start took over, what it did not, and what has changed since.
 
 Law: nothing is taken over, left out or reset in silence. Rank 0 tells it in a few lines and keeps it as JSON; other
 ranks tell what is another for them.

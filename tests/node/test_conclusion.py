@@ -11,7 +11,7 @@ import pytest
 
 from autoresume.checkpoint import incarnation, requests
 from autoresume.checkpoint.incarnation import Incarnation
-from autoresume.node import aftermath, brain
+from autoresume.node import brain, conclusion
 from autoresume.node.brain import Cause, Kind
 from autoresume.node.cluster import Notice
 from autoresume.storage.local import LocalStorage
@@ -43,7 +43,7 @@ def add_checkpoint(storage: LocalStorage, step: int) -> None:
 
 def decide(storage: LocalStorage, cause: Cause, number: int | None, **more: object) -> brain.Verdict:
     notice = Notice()
-    return aftermath.conclude_life(storage.root, cause, notice, number=number, restarts_here=True, can_requeue=True, stepped=True, **more)  # type: ignore[arg-type]  # fmt: skip
+    return conclusion.conclude_life(storage.root, cause, notice, number=number, restarts_here=True, can_requeue=True, stepped=True, **more)  # type: ignore[arg-type]  # fmt: skip
 
 
 def ended(storage: LocalStorage, number: int) -> dict[str, object]:
@@ -68,7 +68,7 @@ def test_a_stop_before_the_run_was_claimed_is_not_the_life_befores(storage: Loca
     before = ended(storage, 1)
     assert decide(storage, Cause.PREEMPTED, None).kind is Kind.REQUEUE
     assert ended(storage, 1) == before
-    assert [life.cause for life in aftermath.past_lives(storage)] == [Cause.ERROR]
+    assert [life.cause for life in conclusion.past_lives(storage)] == [Cause.ERROR]
 
 
 def test_starts_that_fail_are_counted(storage: LocalStorage) -> None:
@@ -79,7 +79,7 @@ def test_starts_that_fail_are_counted(storage: LocalStorage) -> None:
     assert [verdict.kind for verdict in verdicts] == [Kind.RESTART, Kind.RESTART, Kind.NOTHING]
     assert verdicts[-1].hopeless
     assert ended(storage, 1)["cause"] == "preempted"
-    assert [life.cause for life in aftermath.past_lives(storage)] == [Cause.PREEMPTED] + [Cause.START] * 3
+    assert [life.cause for life in conclusion.past_lives(storage)] == [Cause.PREEMPTED] + [Cause.START] * 3
 
 
 @pytest.mark.parametrize("rubbish", [b"", b"{", b"[1, null]", b'{"time": 1}', b'[{"time": null, "cause": 7}]'])

@@ -1,7 +1,7 @@
 """Snapshots that stay in the node's memory after they were persisted, for the ranks that come after a death.
 
 Law: a record names an arena whose content is, byte for byte, the image of a rank's tensor files that are on disk. It
-is written by the custodian once they are durable, and removed by the saver before it writes into that arena again; so
+is written by the persister once they are durable, and removed by the saver before it writes into that arena again; so
 an arena that was being overwritten when its rank died has none. Whoever reads an arena verifies it as a file.
 """
 

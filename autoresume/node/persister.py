@@ -21,13 +21,13 @@ from autoresume.base import spans
 from autoresume.base.failpoints import failpoint
 from autoresume.checkpoint import incarnation
 from autoresume.checkpoint.commit import commit_if_complete
-from autoresume.checkpoint.custody import Outcome, prune_after_commit
+from autoresume.checkpoint.committed import Outcome, prune_after_commit
 from autoresume.checkpoint.persist import Snapshot, persist
 from autoresume.checkpoint.retain import Keep
 from autoresume.errors import AutoresumeError
 from autoresume.format.manifest import Labels
 from autoresume.format.names import CheckpointName
-from autoresume.handoff import kept
+from autoresume.handoff import kept_snapshots
 from autoresume.handoff.arena import Arena
 from autoresume.handoff.mailbox import Mailbox
 from autoresume.storage.local import LocalStorage
@@ -36,7 +36,7 @@ log = logging.getLogger("autoresume")
 
 _TICK_NANOSECONDS = 100_000_000
 _SLOW_COPY_BYTES_PER_SECOND = 1e9
-"""Stands for the copy into the arena, which the custodian does not see: slower than any machine does it."""
+"""Stands for the copy into the arena, which the persister does not see: slower than any machine does it."""
 
 
 class Persister:
@@ -103,7 +103,7 @@ class Persister:
                 size = snapshot.bytes
                 failpoint("daemon.persist")
                 persist(storage, snapshot, guard)
-                kept.note_kept(
+                kept_snapshots.note_kept(
                     self._mailbox, Path(message["arena"]).name, checkpoint, snapshot.rank, len(snapshot.image)
                 )
                 manifest = commit_if_complete(storage, name, guard, snapshot.world_size)

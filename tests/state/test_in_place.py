@@ -24,7 +24,7 @@ from autoresume.load.reader import CheckpointReader
 from autoresume.ranks.agreement import Ranks
 from autoresume.snapshot.copies import copy_all
 from autoresume.snapshot.layout import make_plan
-from autoresume.state.live import in_place_targets
+from autoresume.state.in_place import in_place_targets
 from autoresume.state.state import capture
 from autoresume.storage import LocalStorage
 

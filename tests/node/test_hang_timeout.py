@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoresume.node.hang import FIRST_STEP_SECONDS, LEAST_SECONDS, HangTimeout
+from autoresume.node.hang_timeout import FIRST_STEP_SECONDS, LEAST_SECONDS, HangTimeout
 
 
 def test_before_the_first_step_nothing_is_known() -> None:

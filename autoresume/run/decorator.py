@@ -24,7 +24,8 @@ from autoresume.errors import AutoresumeError, UsageError
 from autoresume.format.digest import signing_key
 from autoresume.restore.beginning import check_beginning, run_folder_of
 from autoresume.run.handle import Run
-from autoresume.run.session import Session
+from autoresume.run.life_record import finished_life
+from autoresume.run.resources import Resources
 
 log = logging.getLogger("autoresume")
 
@@ -127,24 +128,24 @@ def _open_run(options: dict[str, Any]) -> Run | None:
         default = default_run_dir(sys.argv, _LAUNCH_FOLDER, loaded.restore)
         folder = run_folder_of(loaded, default, _LAUNCH_FOLDER)
         check_beginning(loaded, folder, _LAUNCH_FOLDER)
-        session = Session(loaded, folder, _LAUNCH_FOLDER)
+        resources = Resources(loaded, folder, _LAUNCH_FOLDER)
     except AutoresumeError as error:
         _exit_with_message(error)
         raise
-    record = session.finished()
+    record = finished_life(resources.storage, loaded)
     if record is not None and record.ended is not None:
-        session.trap.restore()
-        if session.ranks.rank == 0:
+        resources.trap.restore()
+        if resources.ranks.rank == 0:
             log.info(
                 "the run in %s is finished: it ended after step %s. To train on, for more epochs, say, start it with "
                 "--restore.mode continue; to start a new one, give another run_dir (in the decorator, or "
                 "AUTORESUME_RUN_DIR), or move the folder away.",
-                session.folder,
+                resources.folder,
                 record.ended["step"],
             )
         return None
-    session.make_process_group()
-    return Run(session)
+    resources.init_process_group()
+    return Run(resources)
 
 
 def _exit_with_message(error: AutoresumeError) -> None:
@@ -157,11 +158,11 @@ def _record_exception(run: Run, error: BaseException) -> None:
     """Record an exception that ended the script. Raises SystemExit where a stop signal was its cause."""
     if run.should_stop and not isinstance(error, KeyboardInterrupt):
         # A signal that reached the whole process tree kills data workers, and torch raises in the rank.
-        why = f"{type(error).__name__} after {run.session.trap.first!r}: {error}"
+        why = f"{type(error).__name__} after {run.life.resources.trap.first!r}: {error}"
         log.warning(
             "stopped by a signal in the middle of step %d (%s); the last checkpoint counts", run.step_count + 1, why
         )
-        code = run.session.exit_code
+        code = run.life.resources.exit_code
         run.close("interrupted", why)
         raise SystemExit(code) from error
     run.close("failed", f"{type(error).__name__}: {error}")
@@ -177,9 +178,9 @@ def _record_exit(run: Run, error: SystemExit | None) -> None:
         run.close("failed", f"SystemExit({error.code!r})")
     elif run.should_stop:
         # A handler of the script's own that leaves by sys.exit(0): for whoever started it, that is no success.
-        why = f"the script left by itself {step}, after {run.session.trap.first!r}"
+        why = f"the script left by itself {step}, after {run.life.resources.trap.first!r}"
         log.warning("%s; the last checkpoint counts", why)
-        code = run.session.exit_code
+        code = run.life.resources.exit_code
         run.close("interrupted", why)
         if error is not None:
             raise SystemExit(code) from error

@@ -14,29 +14,32 @@ import torch
 from autoresume.config.restore_request import RestoreRequest
 from autoresume.errors import AutoresumeError, CheckpointInvalid, UsageError
 from autoresume.load import read_checkpoint
+from autoresume.ranks.agreement import Ranks
 from autoresume.restore.apply_weights import load_weights
 from autoresume.restore.beginning import Beginning
 from autoresume.restore.report import RestoreReport
 from autoresume.restore.weight_files import read_weights
-from autoresume.run.session import Session
 
 _VISIBLE_SECONDS = 60.0
 
 
 def load_initial_weights(
-    session: Session, begin: Beginning, modules: Mapping[str, torch.nn.Module], report: RestoreReport
+    begin: Beginning,
+    request: RestoreRequest,
+    ranks: Ranks,
+    modules: Mapping[str, torch.nn.Module],
+    report: RestoreReport,
 ) -> None:
     """Load the weights that the run begins with. Every rank must call it. Raises UsageError, StateError."""
-    request = session.options.restore
     if begin.checkpoint is None:
-        stored = _read_foreign(session, begin)
+        stored = _read_foreign(ranks, begin)
         pairs = pair_models(modules, list(stored), request, begin.description)
     else:
         pairs = pair_models(modules, begin.models, request, begin.description)
         # Shards are read as shards where the names are the same on both sides.
         same = {there: modules[here] for here, there in pairs.items() if not request.rename}
         found = read_checkpoint.read_chosen(
-            begin.storage, begin.checkpoint, session.ranks, same, frozenset(pairs.values()), into_live=False
+            begin.storage, begin.checkpoint, ranks, same, frozenset(pairs.values()), into_live=False
         )
         stored = found.states
     for here, there in pairs.items():
@@ -49,7 +52,7 @@ def load_initial_weights(
     report.missing += [name for name in modules if name not in pairs]
 
 
-def _read_foreign(session: Session, begin: Beginning) -> dict[str, dict[str, torch.Tensor]]:
+def _read_foreign(ranks: Ranks, begin: Beginning) -> dict[str, dict[str, torch.Tensor]]:
     problem, models = None, {}
     deadline = time.monotonic() + _VISIBLE_SECONDS
     while not begin.path.exists() and time.monotonic() < deadline:
@@ -58,7 +61,7 @@ def _read_foreign(session: Session, begin: Beginning) -> dict[str, dict[str, tor
         models = read_weights(begin.path).models
     except (AutoresumeError, OSError) as error:
         problem = str(error)
-    problems = [one for one in session.ranks.gather(problem) if one]
+    problems = [one for one in ranks.gather(problem) if one]
     if problems:
         raise CheckpointInvalid(f"{problems[0]}. Nothing was started.")
     return models

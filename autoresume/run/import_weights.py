@@ -15,7 +15,7 @@ from autoresume.config.options import Options
 from autoresume.errors import UsageError
 from autoresume.restore.export import find_weights, pick_model
 from autoresume.run.handle import Run
-from autoresume.run.session import Session
+from autoresume.run.resources import Resources
 
 
 class _Weights(torch.nn.Module):
@@ -42,7 +42,7 @@ def import_weights(source: str, folder: Path, model: str | None = None) -> str:
         models = {model or name: tensors}
     else:
         models = {model: pick_model(found, model)} if model else found.models
-    run = Run(Session(Options(), folder))
+    run = Run(Resources(Options(), folder))
     run.track(**{name or "model": _Weights(tensors) for name, tensors in models.items()})
     run.configure({"imported_from": source, "kind": found.kind, **found.about})
     run.restore()

@@ -20,7 +20,7 @@ from autoresume.format.manifest import Labels
 from autoresume.loggers.base import RunInfo
 from autoresume.loggers.journal import Journal, to_plain
 from autoresume.loggers.publisher import Publisher
-from autoresume.run.session import Session
+from autoresume.run.resources import Resources
 from autoresume.snapshot.pending_number import PendingNumber
 
 log = logging.getLogger("autoresume")
@@ -29,8 +29,8 @@ log = logging.getLogger("autoresume")
 class Metrics:
     """Does nothing on ranks other than 0, and before `open`."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
         self._journal: Journal | None = None
         self._publisher: Publisher | None = None
         self._last: dict[str, Any] = {}
@@ -46,25 +46,30 @@ class Metrics:
     def open(self, step: int, labels: Labels | None = None, config: Mapping[str, Any] | None = None) -> None:
         """Rank 0, restored at `step`: whatever was logged after it is cut away. `labels` are the checkpoint's, `config`
         are the run's settings."""
-        session = self._session
-        if session.ranks.rank != 0:
+        resources = self._resources
+        if resources.ranks.rank != 0:
             return
         self._last = dict(labels.metrics) if labels is not None else {}
-        self._journal = Journal(session.folder / names.JOURNAL)
-        session.record_end_of_previous(self._journal.truncate(step))
-        if session.options.loggers:
-            self._publisher = Publisher(session.options.loggers, session.options.publish == "live")
-            parent = session.parent()
+        self._journal = Journal(resources.folder / names.JOURNAL)
+        resources.record.note_end_of_previous(self._journal.truncate(step))
+        if resources.options.loggers:
+            self._publisher = Publisher(resources.options.loggers, resources.options.publish == "live")
+            parent = resources.run_file.parent()
             info = RunInfo(
-                run_id=session.run_id,
-                name=session.folder.name,
-                folder=session.folder,
+                run_id=resources.run_id,
+                name=resources.folder.name,
+                folder=resources.folder,
                 identity={},
                 origin=str(parent.get("origin", "")),
                 config=config or {},
             )
             loggers = dict(parent.get("loggers") or {})
-            self._publisher.open(info, session.identities(), loggers, step, session.remember_identities)
+            self._publisher.open(info, resources.run_file.read_loggers(), loggers, step, self._write_loggers)
+
+    def _write_loggers(self, identities: Mapping[str, Mapping[str, str]]) -> None:
+        """Raises StaleIncarnation: a logger may be opened late, when another life goes on already."""
+        self._resources.guard()
+        self._resources.run_file.write_loggers(identities)
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Raises TypeError for what is no plain value."""

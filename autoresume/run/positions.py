@@ -27,7 +27,7 @@ from autoresume.data.resumable_loader import ResumableLoader
 from autoresume.data.stateful import StatefulRunLoader
 from autoresume.data.workers import end_workers
 from autoresume.errors import UsageError
-from autoresume.run.session import Session
+from autoresume.run.resources import Resources
 from autoresume.state import rng
 
 log = logging.getLogger("autoresume")
@@ -55,11 +55,11 @@ class _Known:
 class Positions:
     """`data_seed` decides the order of data. `before_first` is called before each batch that is trained on."""
 
-    def __init__(self, session: Session, before_first: Callable[[], None]) -> None:
-        self.data_seed = session.seed
+    def __init__(self, resources: Resources, before_first: Callable[[], None]) -> None:
+        self.data_seed = resources.run_file.seed
         self._ranges = Ranges()
         self.range = self._ranges.iterate
-        self._session = session
+        self._resources = resources
         self._before_first = before_first
         self._loaders: dict[str, _Known] = {}
         self._places: dict[CallSite, list[_Known]] = {}
@@ -73,7 +73,7 @@ class Positions:
         self, name: str | None, place: CallSite, dataset: Any, **options: Any
     ) -> RunLoader | StatefulRunLoader:
         """What `run.loader` returns. Raises UsageError."""
-        ranks = self._session.ranks
+        ranks = self._resources.ranks
         made = make_loader(
             dataset,
             rank=ranks.rank,
@@ -94,7 +94,7 @@ class Positions:
         if known is None:
             if isinstance(loader, (RunLoader, StatefulRunLoader)):
                 return loader  # another one has taken its place
-            made = ForeignLoader(loader, self._session.ranks.world_size, self._ranges.turn, self._before_first)
+            made = ForeignLoader(loader, self._resources.ranks.world_size, self._ranges.turn, self._before_first)
             known = self._register(None, place, made, getattr(loader, "dataset", None))
         elif isinstance(known.loader, ForeignLoader):
             self._note_turn(known)
@@ -149,7 +149,7 @@ class Positions:
             return None
         if former.dataset() is dataset and former.batch_size == batch_size:
             return former
-        if not self._warned and self._session.ranks.rank == 0:
+        if not self._warned and self._resources.ranks.rank == 0:
             self._warned = True
             log.warning(
                 "a loader is made anew at the same place, in a loop that the run doesn't know: after a resume it is "

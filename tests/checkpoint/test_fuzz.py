@@ -10,7 +10,6 @@ import contextlib
 import copy
 import json
 import resource
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +29,7 @@ from autoresume.format import names, tree
 from autoresume.format.digest import digest
 from autoresume.format.manifest import Manifest, Part
 from autoresume.load.read_checkpoint import _read
-from autoresume.run.session import Session
+from autoresume.run.run_file import RunFile
 from autoresume.state.state import decode, tensor_keys
 from tests.checkpoint.two_ranks import NEWEST, RUN_ID, write
 from tests.storage.forgetful import UnsyncedStorage
@@ -305,11 +304,6 @@ def test_any_record_of_a_life(data: bytes) -> None:
 def test_any_record_of_a_run(storage: WatchedStorage, data: bytes) -> None:
     """An identity and a seed, or a UsageError."""
     storage.write(names.RUN, data)
-    before = {number: signal.getsignal(number) for number in Options().stop_signals}
-    try:
-        with contextlib.suppress(UsageError):
-            session = Session(Options(), storage.root)
-            assert (type(session.run_id), type(session.seed)) == (str, int)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with contextlib.suppress(UsageError):
+        run_file = RunFile(storage, Options())
+        assert (type(run_file.run_id), type(run_file.seed)) == (str, int)

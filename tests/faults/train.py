@@ -26,7 +26,7 @@ SLOW: list[bool] = []
 
 
 def await_saves(run: Run) -> None:
-    saver = run.session.saver
+    saver = run.life.saves.saver
     saver.finish_handover()
     while not saver.sink.idle():
         time.sleep(0.002)

@@ -7,15 +7,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from autoresume.errors import AgreementError
 from autoresume.handoff import fence as fence_module
 from autoresume.handoff.fence import DaemonFence, Order, Phase, RankFence
-from autoresume.run import session
-from autoresume.run.session import Session
+from autoresume.run import orders as orders_module
 from tests.handoff.schedule import Schedule, Stuck, attach
 from tests.node.harness import wait_until
 
@@ -276,7 +274,7 @@ def play(
     schedule = Schedule(seed, fence_module._HEADER_WORDS + fence_module._WORDS_PER_RANK * ranks)
     monkeypatch.setattr(fence_module, "barrier", schedule.barrier if barrier else schedule.no_barrier)
     monkeypatch.setattr(fence_module, "time", schedule.clock)
-    monkeypatch.setattr(session, "time", schedule.clock)
+    monkeypatch.setattr(orders_module, "time", schedule.clock)
     path = tmp_path / f"fence-{seed}"
     daemon = attach(DaemonFence(path, ranks), schedule)
     acted: list[list[tuple[int, Order]]] = [[] for _ in range(ranks)]
@@ -302,12 +300,10 @@ def play(
             step = 0
             while steps is None or step < steps:
                 step += 1
-                if note(rank, side.at(step), step) is Order.STOP:
+                if note(rank, side.at_boundary(step), step) is Order.STOP:
                     return
-            saver = SimpleNamespace(sink=SimpleNamespace(alive=lambda: True), settle=lambda: None)
-            alive = SimpleNamespace(fence=side, saver=saver)
             while True:
-                order, where = Session.wait_for_all_ranks(alive, step)  # type: ignore[arg-type]
+                order, where = orders_module.wait_at_fence(side, lambda: True, step)
                 if note(rank, order, where) in (Order.STOP, Order.NOTHING):
                     return
         finally:

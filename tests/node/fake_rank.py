@@ -1,4 +1,4 @@
-"""A rank without torch: greets the daemon, steps, seals snapshots and obeys the fence as `Session` does.
+"""A rank without torch: greets the daemon, steps, seals snapshots and obeys the fence as `Orders` does.
 
 Started by fake_launcher.py, or by the daemon itself where it is the only rank. What it did is in
 FOLDER/rank-<rank>.jsonl, one line for each thing that it did.
@@ -163,7 +163,7 @@ class FakeRank:
         sys.exit(0)
 
     def _rests(self, step: int) -> bool:
-        """As Session.rest: obey what the others are still to reach; True when nothing comes any more."""
+        """As Orders.wait_for_all_ranks: obey what the others are still to reach; True when nothing comes any more."""
         closed = self.fence.closed()
         order = self.fence.after_loop(step)
         if order:
@@ -181,7 +181,7 @@ class FakeRank:
         self._wait(lambda: all(other.exists() and other.stat().st_size >= step for other in others))
 
     def _boundary(self, step: int) -> Order:
-        """As Session.boundary: first the wish, then the fence."""
+        """As Orders.at_boundary: first the wish, then the fence."""
         if self.trap.first is not None:
             self.fence.request(Order.STOP)
         elif self.rank == 0 and self.options.wish and step >= self.options.at:

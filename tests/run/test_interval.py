@@ -19,7 +19,7 @@ for step in run.steps(2):
         while not alive.exists():
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
-print(run.session.cadence.failure_seconds)
+print(run.life.resources.cadence.failure_seconds)
 run.finish()
 """
 
@@ -34,13 +34,13 @@ run = autoresume.start()
 run.restore()
 saves = set()
 for step in run.steps(10**9):
-    saves.add(run._life.saves.saved_step)
+    saves.add(run.life.saves.saved_step)
     if step == 50:
-        print(len(saves - {None}), run.session.cadence.durable_seconds)
+        print(len(saves - {None}), run.life.resources.cadence.durable_seconds)
         written.set()
     if len(saves - {None}) > 2:
         break
-print(run.session.cadence.interval_seconds >= 4 * run.session.cadence.durable_seconds > 0)
+print(run.life.resources.cadence.interval_seconds >= 4 * run.life.resources.cadence.durable_seconds > 0)
 run.close("ended", "enough was seen")
 """
 

@@ -36,9 +36,9 @@ def main(run):
         model(x).square().mean().backward()
         optimizer.step()
         if run.step_count % 4 == 1:
-            run._life.saves.await_last()  # what the daemon did is in the trace if it comes while steps are recorded
+            run.life.saves.await_last()  # what the daemon did is in the trace if it comes while steps are recorded
         if run.incarnation == 1 and run.step_count == 17:
-            run._life.saves.await_last()
+            run.life.saves.await_last()
             os.kill(os.getpid(), 9)
 
 main()

@@ -53,7 +53,7 @@ def test_what_is_logged_keeps_its_order_and_its_step(run: Run, tmp_path: Path) -
     assert not first.waited
     first.there = True
     run.step()
-    run._life.metrics._journal.flush()  # type: ignore[union-attr]
+    run.life.metrics._journal.flush()  # type: ignore[union-attr]
     expected: list[tuple[int, Any]] = [(1, {"loss": 1.5, "lr": 0.1}), (1, {"note": "between"})]
     assert steps(tmp_path) == expected
     run.step()

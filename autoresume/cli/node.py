@@ -14,8 +14,9 @@ from autoresume.errors import UsageError
 from autoresume.format.digest import signing_key
 from autoresume.node import batch_job
 from autoresume.node.batch_job import SlurmCluster
-from autoresume.node.brain import parse_budget
-from autoresume.node.daemon import NodeDaemon, Plan
+from autoresume.node.daemon import NodeDaemon
+from autoresume.node.plan import Plan
+from autoresume.node.verdicts import parse_budget
 from autoresume.restore.beginning import default_run_folder
 from autoresume.slurm import environment as slurm_environment
 from autoresume.slurm.environment import Task

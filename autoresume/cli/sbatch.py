@@ -20,7 +20,7 @@ from autoresume.config import restore_request
 from autoresume.config.restore_request import RestoreRequest
 from autoresume.errors import UsageError
 from autoresume.format import names
-from autoresume.node.brain import parse_budget
+from autoresume.node.verdicts import parse_budget
 from autoresume.restore.beginning import default_run_folder
 from autoresume.slurm import options, remarks, script, submit
 from autoresume.slurm.commands import SlurmMissing, present

@@ -22,7 +22,7 @@ from autoresume.cli import jobs
 from autoresume.cli.common import age, emit, lives, open_run, seconds_in_words, tasks_of
 from autoresume.errors import AutoresumeError, UsageError
 from autoresume.format import names
-from autoresume.node import brain, conclusion
+from autoresume.node import conclusion, verdicts
 from autoresume.slurm.job import JobView
 from autoresume.storage.local import LocalStorage
 
@@ -179,8 +179,8 @@ def _budgets(storage: LocalStorage, living: int | None) -> dict[str, str]:
     """Causes that were met within a day: how often, of how many. A life that goes on has none."""
     past = [life for life in conclusion.past_lives(storage) if living is None or life.number != living]
     found = {}
-    for cause, budget in brain.BUDGETS.items():
-        count = brain.within_a_day(past, cause, time.time())
+    for cause, budget in verdicts.BUDGETS.items():
+        count = verdicts.within_a_day(past, cause, time.time())
         if count:
             found[cause.value] = f"{count} of {'any number' if budget is None else budget}"
     return found

@@ -17,7 +17,7 @@ from pathlib import Path
 from autoresume.errors import EXIT_INTERRUPTED, AutoresumeError
 from autoresume.format import names
 from autoresume.node import policy
-from autoresume.node.brain import Cause
+from autoresume.node.causes import Cause
 from autoresume.node.cluster import Notice
 from autoresume.slurm import job, queue
 from autoresume.slurm.commands import SlurmAway

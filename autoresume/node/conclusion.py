@@ -1,6 +1,6 @@
-"""After a round, or a life without a daemon: the run's record, what the cluster says, and the brain's verdict.
+"""After a round, or a life without a daemon: the run's record, what the cluster says, and the verdict.
 
-Law: reads the record, asks the pure brain, writes down what follows. Whoever calls it carries the verdict out.
+Law: reads the record, asks the pure verdicts.py, writes down what follows. Whoever calls it carries the verdict out.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from autoresume.checkpoint import incarnation, requests
 from autoresume.checkpoint.discover import newest_step
 from autoresume.errors import AutoresumeError
 from autoresume.format import names
-from autoresume.node import brain
-from autoresume.node.brain import Cause, Verdict
+from autoresume.node import verdicts
+from autoresume.node.causes import Cause
 from autoresume.node.cluster import Notice
+from autoresume.node.verdicts import Verdict
 from autoresume.storage.local import LocalStorage
 
 log = logging.getLogger("autoresume")
@@ -27,49 +29,62 @@ log = logging.getLogger("autoresume")
 _MOST_STARTS = 100
 
 
-def conclude_life(
-    run_folder: Path | None,
-    cause: Cause,
-    notice: Notice,
-    *,
-    number: int | None,
-    why: str = "",
-    stepped: bool,
-    stop_wanted: bool = False,
-    restarts_here: bool = False,
-    nodes: Sequence[str] = (),
-    spares: int = 0,
-    can_requeue: bool = False,
-    budgets: Mapping[Cause, int | None] | None = None,
-) -> Verdict:
-    """What follows the life that has just ended by `cause`; written into its record as well.
+@dataclass(frozen=True)
+class LifeEnd:
+    """What is known of a life that has just ended. `number` is its incarnation's; None if it had not claimed any."""
 
-    `number` is its incarnation's; one that ended before it claimed any, `why`, is noted beside them if it failed.
+    cause: Cause
+    number: int | None
+    stepped: bool
+    """Some rank had reached a step boundary."""
+    why: str = ""
+    stop_wanted: bool = False
+    """Its user has interrupted it at the terminal."""
+
+
+@dataclass(frozen=True)
+class Means:
+    """What another life could be had by: in this job, or by a requeue."""
+
+    restarts_here: bool = False
+    can_requeue: bool = False
+    nodes: Sequence[str] = ()
+    """Of this job, the first one first."""
+    spares: int = 0
+    """How many of them it can do without."""
+    budgets: Mapping[Cause, int | None] = field(default_factory=dict)
+
+
+def conclude_life(run_folder: Path | None, end: LifeEnd, notice: Notice, means: Means) -> Verdict:
+    """What follows the life that has just ended, by the rules of verdicts.py; written into its record as well.
+
+    One that ended before it claimed a number is noted beside the records, if it failed.
     """
+    cause, number = end.cause, end.number
     storage = LocalStorage(run_folder) if run_folder is not None else None
-    lives, committed, asked = list[brain.Past](), 0, False
+    lives, committed, asked = list[verdicts.Past](), 0, False
     if storage is not None:
-        if number is None and cause not in brain.FINAL | brain.GIVEN_BACK:
-            _note_failed_start(storage, cause, why)
+        if number is None and cause not in verdicts.FINAL | verdicts.GIVEN_BACK:
+            _note_failed_start(storage, cause, end.why)
         lives, committed = past_lives(storage), newest_step(storage)
         lives = [dataclasses.replace(life, cause=cause) if life.number == number else life for life in lives]
         # What was asked of an earlier life is void; a life that has claimed a number has removed it.
         asked = requests.stop_requested(storage, incarnation.this_process()[1] if number is None else 0.0) is not None
-    verdict = brain.decide(
-        brain.Now(
+    verdict = verdicts.decide(
+        verdicts.Now(
             lives=lives,
             cause=cause,
             time=time.time(),
             committed_step=committed,
-            stepped=stepped,
-            stop_wanted=stop_wanted or asked,
+            stepped=end.stepped,
+            stop_wanted=end.stop_wanted or asked,
             cancelled=notice.cancelled,
             requeued_by_slurm=notice.requeued,
-            restarts_here=restarts_here,
-            nodes=nodes,
-            spares=spares,
-            can_requeue=can_requeue,
-            budgets=budgets or {},
+            restarts_here=means.restarts_here,
+            nodes=means.nodes,
+            spares=means.spares,
+            can_requeue=means.can_requeue,
+            budgets=means.budgets,
         )
     )
     if storage is not None and number is not None:
@@ -77,15 +92,15 @@ def conclude_life(
     return verdict
 
 
-def past_lives(storage: LocalStorage) -> list[brain.Past]:
+def past_lives(storage: LocalStorage) -> list[verdicts.Past]:
     """All lives of the run, oldest first, with those that failed before they claimed a number."""
     lives = [
-        brain.Past(_cause(start.get("cause")), None, ended=float(start["time"])) for start in _failed_starts(storage)
+        verdicts.Past(_cause(start.get("cause")), None, ended=float(start["time"])) for start in _failed_starts(storage)
     ]
     for record in incarnation.history(storage):
         ended: dict[str, Any] = record.ended or {}
         lives.append(
-            brain.Past(
+            verdicts.Past(
                 cause=_cause(ended.get("cause")),
                 began_step=record.began.get("step"),
                 step=ended.get("step"),

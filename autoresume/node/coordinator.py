@@ -2,7 +2,7 @@
 
 Law: what the nodes tell becomes events of the pure table (node/policy.py), and its actions become messages to
 the nodes. A round is one start of the launcher on all nodes; when all have ended and persisted, the round is
-over, is written down, and the brain (node/brain.py) says whether another one begins here.
+over, is written down, and node/verdicts.py says whether another one begins here.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 from autoresume.checkpoint import incarnation
 from autoresume.errors import EXIT_FINISHED, EXIT_INTERRUPTED, AutoresumeError
 from autoresume.handoff.fence import Order
-from autoresume.node import brain, policy
-from autoresume.node.brain import Cause, Lost
+from autoresume.node import causes, policy
+from autoresume.node.causes import Cause, Lost
 from autoresume.node.hang_timeout import HangTimeout
 from autoresume.node.policy import Kind, State
 from autoresume.node.team import SILENT_SECONDS, Member, Message, Team
@@ -249,7 +249,7 @@ class Coordinator:
         numbers = [report["number"] for report in reports if report["number"] is not None]
         if not numbers:
             return None
-        what = brain.cause_of(reports, self.state.why if self.state.interrupted else None, self.state.hung, self._lost)
+        what = causes.cause_of(reports, self.state.why if self.state.interrupted else None, self.state.hung, self._lost)
         costs = [report["save_seconds"] for report in reports if report["save_seconds"] is not None]
         storage, number = LocalStorage(reports[0]["run_folder"]), max(numbers)
         more = {"cause": what.cause.value, "node": what.node, "save_seconds": max(costs, default=None), **what.more}

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from autoresume.checkpoint.incarnation import Incarnation
-from autoresume.node.brain import Cause
+from autoresume.node.causes import Cause
 
 FIRST_SECONDS = 60.0
 LEAST_SECONDS = 30.0

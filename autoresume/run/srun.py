@@ -16,9 +16,10 @@ from autoresume.checkpoint import incarnation
 from autoresume.checkpoint.incarnation import boot_id
 from autoresume.errors import AgreementError
 from autoresume.handoff.mailbox import NODE_FOLDER_VARIABLE
-from autoresume.node import batch_job, brain, conclusion, link
+from autoresume.node import batch_job, link, verdicts
 from autoresume.node.batch_job import SlurmCluster
-from autoresume.node.brain import Cause
+from autoresume.node.causes import Cause
+from autoresume.node.conclusion import LifeEnd, Means, conclude_life
 from autoresume.slurm import environment as slurm_environment
 from autoresume.slurm.environment import Task
 from autoresume.storage.local import LocalStorage
@@ -89,9 +90,8 @@ def requeue_if_needed(run_folder: Path, why: str) -> None:
     notice = cluster.why_stopped(why)
     cause = notice.cause or Cause.SIGNAL
     newest = incarnation.numbers(LocalStorage(run_folder))[-1:]
-    verdict = conclusion.conclude_life(
-        run_folder, cause, notice, number=newest[0] if newest else None, stepped=True, can_requeue=True
-    )
+    end = LifeEnd(cause, newest[0] if newest else None, stepped=True)
+    verdict = conclude_life(run_folder, end, notice, Means(can_requeue=True))
     log.info("%s", verdict.why)
-    if verdict.kind is brain.Kind.REQUEUE:
+    if verdict.kind is verdicts.Kind.REQUEUE:
         cluster.requeue(verdict.why, verdict.exclude)

@@ -1,4 +1,4 @@
-"""What follows a life: the record on disk, the request to stop, and the brain's verdict together."""
+"""What follows a life: the record on disk, the request to stop, and the verdict together."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import pytest
 
 from autoresume.checkpoint import incarnation, requests
 from autoresume.checkpoint.incarnation import Incarnation
-from autoresume.node import brain, conclusion
-from autoresume.node.brain import Cause, Kind
+from autoresume.node import conclusion, verdicts
+from autoresume.node.causes import Cause
 from autoresume.node.cluster import Notice
+from autoresume.node.verdicts import Kind
 from autoresume.storage.local import LocalStorage
 from tests.node.harness import Node, make_run
 
@@ -41,9 +42,10 @@ def add_checkpoint(storage: LocalStorage, step: int) -> None:
     (folder / "manifest.json").write_text("{}")
 
 
-def decide(storage: LocalStorage, cause: Cause, number: int | None, **more: object) -> brain.Verdict:
-    notice = Notice()
-    return conclusion.conclude_life(storage.root, cause, notice, number=number, restarts_here=True, can_requeue=True, stepped=True, **more)  # type: ignore[arg-type]  # fmt: skip
+def decide(storage: LocalStorage, cause: Cause, number: int | None, why: str = "") -> verdicts.Verdict:
+    end = conclusion.LifeEnd(cause, number, stepped=True, why=why)
+    means = conclusion.Means(restarts_here=True, can_requeue=True)
+    return conclusion.conclude_life(storage.root, end, Notice(), means)
 
 
 def ended(storage: LocalStorage, number: int) -> dict[str, object]:

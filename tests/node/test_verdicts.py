@@ -1,4 +1,4 @@
-"""The brain: situations in words (verdicts/*.txt), what holds for any history, and what is blamed for an end."""
+"""Verdicts: situations in words (verdicts/*.txt), what holds for any history, and what is blamed for an end."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoresume.errors import UsageError
-from autoresume.node import brain
-from autoresume.node.brain import Cause, Kind, Lost, Now, Past, Verdict
+from autoresume.node import causes, verdicts
+from autoresume.node.causes import Cause, Lost
+from autoresume.node.verdicts import Kind, Now, Past, Verdict
 
 VERDICTS = sorted((Path(__file__).parent / "verdicts").glob("*.txt"))
 TIME = 1.8e9
@@ -30,7 +31,7 @@ def test_verdict(path: Path) -> None:
     lines = path.read_text().splitlines()
     assert lines[0].startswith("# "), "a verdict's file says which situation it is"
     split = next(number for number, line in enumerate(lines) if line.startswith("= "))
-    verdict = brain.decide(situation(lines[1:split]))
+    verdict = verdicts.decide(situation(lines[1:split]))
     assert spell(verdict) == lines[split:]
 
 
@@ -46,7 +47,7 @@ def situation(lines: list[str]) -> Now:
             lives += [life(words[1 + (words[0] != "life")], given)] * (1 if words[0] == "life" else int(words[0]))
         else:
             cause = given.get("cause")
-            budgets = dict(brain.parse_budget(word[7:]) for word in words[1:] if word.startswith("budget:"))
+            budgets = dict(verdicts.parse_budget(word[7:]) for word in words[1:] if word.startswith("budget:"))
             nodes = given["nodes"].split(",") if "nodes" in given else ()
             flags = {name: word in words for word, name in FLAGS.items()}
             unknown = {word for word in words[1:] if "=" not in word} - {*FLAGS, "not-stepped"}
@@ -90,7 +91,7 @@ def test_every_cause_and_every_budget_has_its_file() -> None:
     for cause in Cause:
         word = cause.value.replace(" ", "-")
         assert any(f"life {word}" in text or f"lives {word}" in text for text in texts.values()), cause
-        budget = brain.BUDGETS.get(cause)
+        budget = verdicts.BUDGETS.get(cause)
         if budget is not None:
             used_up = f"ended so ({cause.value}), and {budget} are allowed"
             assert any(used_up in text for text in texts.values()), cause
@@ -104,7 +105,7 @@ pasts = st.builds(
     st.sampled_from(Cause),
     steps,
     steps,
-    st.floats(TIME - 2 * brain.DAY_SECONDS, TIME),
+    st.floats(TIME - 2 * verdicts.DAY_SECONDS, TIME),
     st.sampled_from([None, "node1", "node2"]),
     st.sampled_from([None, "ValueError: a", "ValueError: b"]),
 )
@@ -128,8 +129,8 @@ nows = st.builds(
 @given(nows)
 def test_nobody_is_started_again_against_a_will(now: Now) -> None:
     """A finished, cancelled, stopped or already requeued job is neither requeued nor restarted, whatever else holds."""
-    verdict = brain.decide(now)
-    if now.cause in brain.FINAL or now.cancelled or now.stop_wanted or now.requeued_by_slurm:
+    verdict = verdicts.decide(now)
+    if now.cause in verdicts.FINAL or now.cancelled or now.stop_wanted or now.requeued_by_slurm:
         assert verdict.kind is Kind.NOTHING
         assert not verdict.hopeless, "it would be told to be beyond help"
         assert not verdict.by_slurm or now.requeued_by_slurm
@@ -138,10 +139,10 @@ def test_nobody_is_started_again_against_a_will(now: Now) -> None:
 @given(nows)
 def test_a_verdict_is_one_thing_and_can_be_carried_out(now: Now) -> None:
     """One kind; a requeue only where one can be asked for, a restart only where the job goes on; always with a reason."""
-    verdict = brain.decide(now)
+    verdict = verdicts.decide(now)
     assert verdict.why
     assert verdict.kind is not Kind.REQUEUE or now.can_requeue
-    assert verdict.kind is not Kind.RESTART or (now.restarts_here and now.cause not in brain.GIVEN_BACK)
+    assert verdict.kind is not Kind.RESTART or (now.restarts_here and now.cause not in verdicts.GIVEN_BACK)
     assert not (verdict.hopeless or verdict.asked_for) or verdict.kind is Kind.NOTHING
     if verdict.kind is Kind.RESTART and now.can_requeue:
         assert len({*verdict.exclude} & {*now.nodes}) <= now.spares, "a node that is bad is needed again"
@@ -149,7 +150,9 @@ def test_a_verdict_is_one_thing_and_can_be_carried_out(now: Now) -> None:
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from([c for c in Cause if c not in brain.FINAL]), pasts), min_size=30, max_size=30),
+    st.lists(
+        st.tuples(st.sampled_from([c for c in Cause if c not in verdicts.FINAL]), pasts), min_size=30, max_size=30
+    ),
     st.integers(0, 50),
     st.booleans(),
     st.booleans(),
@@ -163,21 +166,21 @@ def test_without_progress_there_is_an_end(
         began = None if past.began_step is None or cause is Cause.START else committed
         lives.append(dataclasses.replace(past, cause=cause, began_step=began, ended=TIME))
         now = Now(lives, cause, TIME, committed, stepped, restarts_here=restarts, can_requeue=True)
-        if brain.decide(now).kind is Kind.NOTHING:
+        if verdicts.decide(now).kind is Kind.NOTHING:
             return
-        assert len(lives) < brain.LIVES_WITHOUT_PROGRESS
+        assert len(lives) < verdicts.LIVES_WITHOUT_PROGRESS
     pytest.fail("it goes on for ever")
 
 
-@given(st.sampled_from([c for c in Cause if brain.BUDGETS.get(c) is not None]), st.integers(1, 10))
+@given(st.sampled_from([c for c in Cause if verdicts.BUDGETS.get(c) is not None]), st.integers(1, 10))
 def test_a_failure_that_comes_always_has_an_end_though_there_is_progress(cause: Cause, gain: int) -> None:
     """Each life gains some steps and then fails in the same way, at another step: within a day that ends."""
     lives = list[Past]()
     for number in range(1, 40):
         lives.append(Past(cause, number * gain, number * gain + 7, TIME, None, f"ValueError: {number}"))
         now = Now(lives, cause, TIME, (number + 1) * gain, restarts_here=True, can_requeue=True)
-        if brain.decide(now).kind is Kind.NOTHING:
-            budget = brain.BUDGETS[cause]
+        if verdicts.decide(now).kind is Kind.NOTHING:
+            budget = verdicts.BUDGETS[cause]
             assert budget is not None
             assert number == budget + 1
             return
@@ -195,7 +198,7 @@ def test_a_failure_that_comes_always_has_an_end_though_there_is_progress(cause: 
 )
 def test_budgets_are_read(word: str, found: tuple[Cause, int | None]) -> None:
     """Causes with blanks, dashes or underscores."""
-    assert brain.parse_budget(word) == found
+    assert verdicts.parse_budget(word) == found
 
 
 @pytest.mark.parametrize(
@@ -204,7 +207,7 @@ def test_budgets_are_read(word: str, found: tuple[Cause, int | None]) -> None:
 def test_a_wrong_budget_is_named(word: str, said: str) -> None:
     """With what would be right."""
     with pytest.raises(UsageError, match=said):
-        brain.parse_budget(word)
+        verdicts.parse_budget(word)
 
 
 # -- what is blamed ---------------------------------------------------------------------------------
@@ -278,7 +281,7 @@ CASES = {
 def test_the_first_cause_is_blamed(case: Case, turned: bool) -> None:
     """What ended it first is told, with its node; in whichever order the nodes report. An echo is never blamed."""
     reports = case.reports[::-1] if turned else case.reports
-    told = brain.cause_of(reports, case.stopping, case.hung, case.lost)
+    told = causes.cause_of(reports, case.stopping, case.hung, case.lost)
     assert (told.how, told.cause, told.node) == (case.how, case.cause, case.node)
     assert re.search(re.escape(case.why), told.why), told.why
     assert told.step == max((one["step"] for one in reports if one["step"] is not None), default=None)
@@ -286,7 +289,7 @@ def test_the_first_cause_is_blamed(case: Case, turned: bool) -> None:
 
 def test_an_error_is_told_in_one_line_and_with_its_traceback() -> None:
     """The first line is what is compared with the error before, and shown."""
-    told = brain.cause_of([report("n1", said(0, "failed", 5, NAN))], None, False)
+    told = causes.cause_of([report("n1", said(0, "failed", 5, NAN))], None, False)
     assert told.more == {"error": "ValueError: loss is nan", "traceback": "in main"}
 
 
@@ -299,5 +302,5 @@ def test_of_a_killed_rank_and_echoes_the_killed_one_is_blamed(data: st.DataObjec
     for node in range(nodes):
         echoes = [said(node, "failed", data.draw(st.floats(4.5, 6)), data.draw(st.sampled_from([GLOO, NCCL, STORE])))]
         reports.append(report(f"n{node}", *echoes, gone=((99, 5.0),) if node == guilty else ()))
-    told = brain.cause_of(data.draw(st.permutations(reports)), None, False)
+    told = causes.cause_of(data.draw(st.permutations(reports)), None, False)
     assert (told.cause, told.node) == (Cause.KILLED, f"n{guilty}")

@@ -34,11 +34,12 @@ from autoresume.checkpoint.commit import commit_if_complete
 from autoresume.checkpoint.persist import Snapshot, persist
 from autoresume.format.digest import canonical
 from autoresume.format.names import CheckpointName
-from autoresume.load.read_checkpoint import choose_and_read, load_state
+from autoresume.load.load_state import load_state
+from autoresume.load.read_checkpoint import choose_and_read
 from autoresume.ranks.agreement import Ranks
 from autoresume.snapshot.copies import copy_all
 from autoresume.snapshot.layout import make_plan
-from autoresume.state.state import capture
+from autoresume.state.capture import capture
 from autoresume.storage import LocalStorage
 
 NAME = CheckpointName(step=1, incarnation=1, epoch=0, samples=0)

@@ -37,10 +37,12 @@ from autoresume.checkpoint.persist import Snapshot, persist
 from autoresume.checkpoint.retain import Keep, prune
 from autoresume.format import names
 from autoresume.format.digest import canonical
-from autoresume.format.manifest import Chunk, Manifest, chunks_json
+from autoresume.format.manifest import Manifest
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import Chunk, chunks_json
 from autoresume.format.tensorfile import Entry, lay_out
-from autoresume.load.reader import Box, CheckpointReader
+from autoresume.load.boxes import Box
+from autoresume.load.reader import CheckpointReader
 from autoresume.storage.local import LocalStorage
 
 RUN_ID = "scale"

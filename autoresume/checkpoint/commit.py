@@ -18,8 +18,9 @@ from autoresume.base.spans import span
 from autoresume.checkpoint.abandon import explained
 from autoresume.checkpoint.persist import Guard
 from autoresume.errors import CheckpointInvalid
-from autoresume.format.manifest import Manifest, PartEntry, PartHead, entry_of, manifest_of
+from autoresume.format.manifest import Manifest, PartEntry, entry_of, manifest_of
 from autoresume.format.names import CheckpointName, parse_part_file
+from autoresume.format.part import PartHead
 from autoresume.storage.base import Storage
 
 THREADS = 16

@@ -20,8 +20,9 @@ from autoresume.checkpoint.persist import Guard
 from autoresume.errors import CheckpointInvalid, StorageFailed, StorageFull
 from autoresume.format import names
 from autoresume.format.digest import seal
-from autoresume.format.manifest import Manifest, ManifestHead, Part, PartEntry, PartHead
+from autoresume.format.manifest import Manifest, ManifestHead, PartEntry
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import Part, PartHead
 from autoresume.storage.base import Storage
 
 P = TypeVar("P", bound=PartHead)

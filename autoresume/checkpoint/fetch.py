@@ -18,8 +18,8 @@ from pathlib import Path
 
 from autoresume.errors import CheckpointInvalid
 from autoresume.format.digest import seal_of
-from autoresume.format.manifest import File
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import File
 from autoresume.storage.base import Reader, Storage
 from autoresume.storage.reading import Target, open_file
 

@@ -23,8 +23,8 @@ from autoresume.checkpoint.fetch import verify_file
 from autoresume.errors import CheckpointInvalid, StorageFull
 from autoresume.format import names
 from autoresume.format.digest import BLOCK_BYTES, blocks, seal, seal_blocks
-from autoresume.format.manifest import File, Labels, PartHead, part_bytes
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import File, Labels, PartHead, part_bytes
 from autoresume.format.tensorfile import aligned
 from autoresume.storage.base import Storage
 

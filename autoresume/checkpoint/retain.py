@@ -16,8 +16,8 @@ from autoresume.checkpoint.discover import list_checkpoints
 from autoresume.checkpoint.persist import Guard
 from autoresume.checkpoint.sidefiles import walk
 from autoresume.format import names
-from autoresume.format.manifest import Labels
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import Labels
 from autoresume.storage.base import Storage
 
 

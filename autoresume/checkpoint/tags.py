@@ -12,8 +12,9 @@ import re
 
 from autoresume.errors import CheckpointInvalid, UsageError
 from autoresume.format import names
-from autoresume.format.manifest import Labels, ManifestHead
+from autoresume.format.manifest import ManifestHead
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import Labels
 from autoresume.storage.base import Storage
 
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]{0,99}", re.ASCII)

@@ -31,8 +31,8 @@ from autoresume.checkpoint.commit import commit_if_complete
 from autoresume.checkpoint.persist import Snapshot, persist
 from autoresume.checks.folder import nearest, trial
 from autoresume.errors import AutoresumeError, StorageFailed, UsageError
-from autoresume.format.manifest import Chunk, chunks_json
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import Chunk, chunks_json
 from autoresume.format.tensorfile import Entry, lay_out
 from autoresume.handoff.arena import Arena
 from autoresume.handoff.mailbox import memory_root

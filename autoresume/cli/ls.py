@@ -11,8 +11,9 @@ from autoresume.checkpoint.discover import Judged, judge, judge_quickly, list_ch
 from autoresume.cli.common import age, emit, open_run, size
 from autoresume.errors import CheckpointInvalid
 from autoresume.format import names
-from autoresume.format.manifest import Labels, Manifest, ManifestHead
+from autoresume.format.manifest import Manifest, ManifestHead
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import Labels
 from autoresume.storage.local import LocalStorage
 
 _FILES_LOOKED_AT = 2000

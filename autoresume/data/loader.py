@@ -244,21 +244,29 @@ class _Pass:
         self.exhausted = True
 
 
+class Place(NamedTuple):
+    """Where a loader is made: on which of the ranks, and in which turn of the script's loops (`turn` tells). It calls
+    `before_first` before each batch that is trained on."""
+
+    rank: int
+    world_size: int
+    turn: Callable[[], str]
+    before_first: Callable[[], None]
+
+
 def make_loader(
     dataset: Any,
     *,
     batch_size: int,
     shuffle: bool,
     drop_last: bool,
-    rank: int,
-    world_size: int,
-    seed: int,
     fetched_ahead: int,
-    turn: Callable[[], str],
-    before_first: Callable[[], None],
     options: dict[str, Any],
+    place: Place,
 ) -> RunLoader | StatefulRunLoader:
-    """The loader for a dataset of either kind. Raises UsageError for options that are ours to set."""
+    """The loader for a dataset of either kind; `reseed` gives it its order. Raises UsageError for options that are
+    ours to set."""
+    rank, world_size, turn, before_first = place
     for name in ("sampler", "batch_sampler", "generator"):
         if options.get(name) is not None:
             raise UsageError(
@@ -279,11 +287,9 @@ def make_loader(
         return StatefulRunLoader(dataset, batch_size, batch_size * world_size, turn, before_first, options)
     if len(dataset) == 0:
         raise UsageError("the dataset is empty")
-    order = GlobalOrder(dataset, batch_size, rank, world_size, shuffle, drop_last, seed)
+    order = GlobalOrder(dataset, batch_size, rank, world_size, shuffle, drop_last, seed=0)
     if len(order) == 0:
         raise UsageError(
             f"{len(dataset)} samples make no global batch of {order.global_batch} with drop_last; lower batch_size"
         )
-    made = RunLoader(dataset, order, fetched_ahead, turn, before_first, options)
-    made.reseed(seed)
-    return made
+    return RunLoader(dataset, order, fetched_ahead, turn, before_first, options)

@@ -32,8 +32,9 @@ from autoresume.errors import StateError
 from autoresume.format.digest import canonical, digest
 from autoresume.handoff.mailbox import NODE_FOLDER_VARIABLE, Mailbox
 from autoresume.state import rng
+from autoresume.state.capture import capture
 from autoresume.state.pickled import pickled
-from autoresume.state.state import capture, unwrap
+from autoresume.state.stateful import unwrap
 
 VARIABLE = "AUTORESUME_DRILL"
 _POLL_SECONDS = 0.005

@@ -22,7 +22,7 @@ import torch
 import autoresume
 from autoresume.format.digest import digest
 from autoresume.state.generator import GENERATOR_TYPES, GeneratorState
-from autoresume.state.state import unwrap
+from autoresume.state.stateful import unwrap
 
 _DEPTH = 3
 _MOST_ITEMS = 64

@@ -29,10 +29,11 @@ from torch.futures import Future
 from autoresume.checkpoint.discover import judge
 from autoresume.errors import CheckpointInvalid, UsageError
 from autoresume.format import names, tree
-from autoresume.format.manifest import Chunk
 from autoresume.format.names import CheckpointName
-from autoresume.load.reader import Box, CheckpointReader
-from autoresume.state.state import decode, tensor_keys
+from autoresume.format.part import Chunk
+from autoresume.load.boxes import Box
+from autoresume.load.reader import CheckpointReader
+from autoresume.state.decode import decode, tensor_keys
 from autoresume.storage import LocalStorage
 
 

@@ -25,8 +25,8 @@ from autoresume.checkpoint.committed import Outcome, prune_after_commit
 from autoresume.checkpoint.persist import Snapshot, persist
 from autoresume.checkpoint.retain import Keep
 from autoresume.errors import AutoresumeError
-from autoresume.format.manifest import Labels
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import Labels
 from autoresume.handoff import kept_snapshots
 from autoresume.handoff.arena import Arena
 from autoresume.handoff.mailbox import Mailbox

@@ -13,7 +13,7 @@ import torch
 
 from autoresume.config.restore_request import RestoreRequest
 from autoresume.errors import StateError
-from autoresume.load import read_checkpoint
+from autoresume.load.load_state import load_state
 from autoresume.restore.match_keys import Matching, match_keys
 
 _SHOWN = 20
@@ -38,7 +38,7 @@ def load_weights(
         raise StateError(_text(f"the weights in {words} and {name!r} differ", problems, name))
     before = {key: live[key].detach().clone() for key in found.pairs.values()}
     values = {**live, **{here: there[key] for key, here in found.pairs.items()}}
-    read_checkpoint.load_state(name, module, {**module.state_dict(), **values})
+    load_state(name, module, {**module.state_dict(), **values})
     after = module.state_dict()
     if before and all(_equal(after[key], value) for key, value in before.items()):
         raise StateError(

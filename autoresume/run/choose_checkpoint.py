@@ -13,6 +13,7 @@ from typing import Any
 from autoresume.checkpoint import sidefiles
 from autoresume.load import read_checkpoint
 from autoresume.load.read_checkpoint import Restored
+from autoresume.ranks.ask_rank_0 import ask_rank_0
 from autoresume.restore import beginning
 from autoresume.restore.beginning import Beginning
 from autoresume.run.resources import Resources
@@ -49,7 +50,7 @@ def _decide(resources: Resources) -> Beginning | None:
         found = beginning.decide_beginning(one.options, one.folder, one.base, one.storage, one.guard, one.number)
         return {"beginning": found.to_json() if found else None}
 
-    told = read_checkpoint.ask_rank_0(resources.ranks, decide if resources.ranks.rank == 0 else None)["beginning"]
+    told = ask_rank_0(resources.ranks, decide if resources.ranks.rank == 0 else None)["beginning"]
     return Beginning.of(told) if told is not None else None
 
 

@@ -23,7 +23,7 @@ from autoresume.run.life import Life
 from autoresume.run.loops import Loops
 from autoresume.run.resources import Resources
 from autoresume.state import rng
-from autoresume.state.state import Namespace
+from autoresume.state.namespace import Namespace
 
 log = logging.getLogger("autoresume")
 

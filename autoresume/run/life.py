@@ -19,8 +19,8 @@ from autoresume.data.worker_seeds import PrivateWorkerSeeds
 from autoresume.drill.recorder import Recorder
 from autoresume.errors import StorageFailed
 from autoresume.format import names
-from autoresume.format.manifest import Labels
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import Labels
 from autoresume.handoff.fence import Order
 from autoresume.load.read_checkpoint import Restored
 from autoresume.ranks import reduction
@@ -41,7 +41,7 @@ from autoresume.run.tracing import Tracing
 from autoresume.run.tracked import Tracked
 from autoresume.snapshot.saver import Logged
 from autoresume.state import rng
-from autoresume.state.state import Namespace
+from autoresume.state.namespace import Namespace
 
 log = logging.getLogger("autoresume")
 

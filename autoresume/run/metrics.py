@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from autoresume.format import names
-from autoresume.format.manifest import Labels
+from autoresume.format.part import Labels
 from autoresume.loggers.base import RunInfo
 from autoresume.loggers.journal import Journal, to_plain
 from autoresume.loggers.publisher import Publisher

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from autoresume.base.call_site import CallSite
 from autoresume.data.foreign import ForeignLoader
-from autoresume.data.loader import RunLoader, make_loader
+from autoresume.data.loader import Place, RunLoader, make_loader
 from autoresume.data.ranges import Ranges
 from autoresume.data.resumable_loader import ResumableLoader
 from autoresume.data.stateful import StatefulRunLoader
@@ -62,7 +62,7 @@ class Positions:
         self._resources = resources
         self._before_first = before_first
         self._loaders: dict[str, _Known] = {}
-        self._places: dict[CallSite, list[_Known]] = {}
+        self._sites: dict[CallSite, list[_Known]] = {}
         self._waiting: dict[str, dict[str, Any]] = {}
         self._order = 0
         self._warned = False
@@ -70,23 +70,16 @@ class Positions:
     # -- loaders ----------------------------------------------------------------------------------
 
     def make_loader(
-        self, name: str | None, place: CallSite, dataset: Any, **options: Any
+        self, name: str | None, site: CallSite, dataset: Any, **options: Any
     ) -> RunLoader | StatefulRunLoader:
         """What `run.loader` returns. Raises UsageError."""
         ranks = self._resources.ranks
-        made = make_loader(
-            dataset,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            seed=0,
-            turn=self._ranges.turn,
-            before_first=self._before_first,
-            **options,
-        )
-        self._register(name, place, made, dataset)
+        place = Place(ranks.rank, ranks.world_size, self._ranges.turn, self._before_first)
+        made = make_loader(dataset, place=place, **options)
+        self._register(name, site, made, dataset)
         return made
 
-    def position_of(self, loader: Any, place: CallSite, by_epochs: bool) -> ResumableLoader:
+    def position_of(self, loader: Any, site: CallSite, by_epochs: bool) -> ResumableLoader:
         """The position of anything that `run.batches` is given."""
         known = next(
             (one for one in self._loaders.values() if one.loader is loader or _users_loader(one.loader) is loader), None
@@ -95,17 +88,17 @@ class Positions:
             if isinstance(loader, (RunLoader, StatefulRunLoader)):
                 return loader  # another one has taken its place
             made = ForeignLoader(loader, self._resources.ranks.world_size, self._ranges.turn, self._before_first)
-            known = self._register(None, place, made, getattr(loader, "dataset", None))
+            known = self._register(None, site, made, getattr(loader, "dataset", None))
         elif isinstance(known.loader, ForeignLoader):
             self._note_turn(known)
         known.by_epochs = by_epochs
         return known.loader
 
-    def _register(self, name: str | None, place: CallSite, made: ResumableLoader, dataset: Any) -> _Known:
+    def _register(self, name: str | None, site: CallSite, made: ResumableLoader, dataset: Any) -> _Known:
         """Give a loader its name, its seed and its position."""
         turn, own = self._ranges.turn(), not isinstance(made, ForeignLoader)
         batch_size = getattr(made if own else _users_loader(made), "batch_size", None)
-        former = self._predecessor(place, turn, dataset, batch_size)
+        former = self._predecessor(site, turn, dataset, batch_size)
         if former is not None and name not in (None, former.name):
             former = None
         if former is None and name in self._loaders:
@@ -123,7 +116,7 @@ class Positions:
         else:
             self._note_turn(known)
         self._loaders[known.name] = known
-        self._places.setdefault(place, []).append(known)
+        self._sites.setdefault(site, []).append(known)
         made.reseed(self._seed_of(known.name))
         self._take_waiting(known)
         return known
@@ -132,7 +125,7 @@ class Positions:
         self._order += 1
         known.turn, known.order = self._ranges.turn(), self._order
 
-    def _predecessor(self, place: CallSite, turn: str, dataset: Any, batch_size: int | None) -> _Known | None:
+    def _predecessor(self, site: CallSite, turn: str, dataset: Any, batch_size: int | None) -> _Known | None:
         """The loader that one which is made now takes the place of.
 
         In a turn of a range the first one made at a place follows the first that was made there in an earlier turn,
@@ -140,7 +133,7 @@ class Positions:
         Outside of ranges one follows the last if that came to its end and is over the same dataset.
         A DataLoader that somebody still holds may be used again, and is not followed.
         """
-        there = self._places.get(place, [])
+        there = self._sites.get(site, [])
         if turn:
             others = (one for one in there if one.turn != turn and _tasks(one.turn) == _tasks(turn))
             return next((one for one in others if not _is_held(one.loader)), None)

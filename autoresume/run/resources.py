@@ -18,9 +18,10 @@ from autoresume.config.options import Options
 from autoresume.errors import EXIT_INTERRUPTED, AutoresumeError
 from autoresume.handoff.fence import RankFence
 from autoresume.handoff.signals import SignalTrap, when_parent_dies
-from autoresume.load.read_checkpoint import Restored, ask_rank_0
+from autoresume.load.read_checkpoint import Restored
 from autoresume.ranks import agreement
 from autoresume.ranks.agreement import Ranks
+from autoresume.ranks.ask_rank_0 import ask_rank_0
 from autoresume.restore.beginning import Beginning
 from autoresume.run import srun
 from autoresume.run.cadence import Cadence

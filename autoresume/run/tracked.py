@@ -16,10 +16,11 @@ import torch
 
 from autoresume.config.restore_request import RestoreRequest
 from autoresume.errors import StateError, UsageError
-from autoresume.load import read_checkpoint
+from autoresume.load.load_state import load_state
 from autoresume.restore.report import RestoreReport
 from autoresume.state.in_place import mismatches
-from autoresume.state.state import as_stateful, replicated
+from autoresume.state.replicated import replicated
+from autoresume.state.stateful import as_stateful
 
 _RESERVED = {"run": "the run's own counters and generators", "state": "run.state"}
 
@@ -90,7 +91,7 @@ class Tracked:
         options = [dict(group) for group in target.param_groups] if isinstance(target, torch.optim.Optimizer) else []
         before = copy.deepcopy(target.state_dict()) if options and lenient else None
         try:
-            read_checkpoint.load_state(name, target, state)
+            load_state(name, target, state)
         except StateError as error:
             if not lenient or isinstance(target, torch.nn.Module):
                 raise

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from autoresume.errors import StateError
-from autoresume.format.manifest import Chunk, chunk_name, chunks_json
+from autoresume.format.part import Chunk, chunk_name, chunks_json
 from autoresume.format.tensorfile import Entry, Layout, aligned, item_bytes, lay_out
-from autoresume.state.state import Leaf
+from autoresume.state.capture import Leaf
 
 
 class Copy(NamedTuple):

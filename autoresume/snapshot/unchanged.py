@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import xxhash
 
-from autoresume.format.manifest import Chunk
+from autoresume.format.part import Chunk
 
 _EACH = 16
 _LEAST_TENSOR = 64 * 1024

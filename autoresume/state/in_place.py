@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from autoresume.format import tree
-from autoresume.format.manifest import Chunk
-from autoresume.state.state import tensor_keys
+from autoresume.format.part import Chunk
+from autoresume.state.decode import tensor_keys
 
 
 def in_place_targets(

@@ -25,8 +25,8 @@ from autoresume.checkpoint.sidefiles import copy_into
 from autoresume.checkpoint.verify import verify
 from autoresume.format import names
 from autoresume.format.digest import canonical
-from autoresume.format.manifest import Chunk, chunks_json
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import Chunk, chunks_json
 from autoresume.format.tensorfile import Entry, aligned, lay_out
 from autoresume.loggers.journal import Journal
 from autoresume.storage import LocalStorage

@@ -420,7 +420,7 @@ def persist_one_rank_only(storage: LocalStorage) -> None:
 def test_a_listing_that_is_old(storage: UnsyncedStorage, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     """A node that keeps listings for a while, as NFS does, may list only checkpoints that were pruned since: it looks
     again until it sees what replaced them, and does not begin from scratch."""
-    monkeypatch.setattr("autoresume.load.read_checkpoint._LOOK_AGAIN_SECONDS", 0.001)
+    monkeypatch.setattr("autoresume.load.candidates._LOOK_AGAIN_SECONDS", 0.001)
     original, asked = storage.list, 0
 
     def late(folder: str) -> list[str]:
@@ -439,8 +439,8 @@ def test_a_listing_that_is_old(storage: UnsyncedStorage, monkeypatch: pytest.Mon
 
 def test_a_listing_that_stays_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For ever nobody waits: what is listed and never was committed is no checkpoint."""
-    monkeypatch.setattr("autoresume.load.read_checkpoint._LOOK_AGAIN_SECONDS", 0.001)
-    monkeypatch.setattr("autoresume.load.read_checkpoint._VISIBLE_SECONDS", 0.01)
+    monkeypatch.setattr("autoresume.load.candidates._LOOK_AGAIN_SECONDS", 0.001)
+    monkeypatch.setattr("autoresume.load.candidates.VISIBLE_SECONDS", 0.01)
     storage = UnsyncedStorage(tmp_path)
     monkeypatch.setattr(storage, "list", lambda folder: ["E0_U5_S40-0001"] if folder == names.CHECKPOINTS else [])
     assert restore(storage) is None

@@ -14,8 +14,8 @@ from autoresume.checkpoint import fetch as fetching
 from autoresume.checkpoint.fetch import Wanted, fetch, verify_file
 from autoresume.errors import CheckpointInvalid
 from autoresume.format.digest import seal_blocks
-from autoresume.format.manifest import File
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import File
 from autoresume.storage import LocalStorage
 from autoresume.storage.reading import OpenFile
 

@@ -27,10 +27,11 @@ from autoresume.config.options import Options
 from autoresume.errors import CheckpointInvalid, StorageFailed, UsageError
 from autoresume.format import names, tree
 from autoresume.format.digest import digest
-from autoresume.format.manifest import Manifest, Part
+from autoresume.format.manifest import Manifest
+from autoresume.format.part import Part
 from autoresume.load.read_checkpoint import _read
 from autoresume.run.run_file import RunFile
-from autoresume.state.state import decode, tensor_keys
+from autoresume.state.decode import decode, tensor_keys
 from tests.checkpoint.two_ranks import NEWEST, RUN_ID, write
 from tests.storage.forgetful import UnsyncedStorage
 

@@ -23,7 +23,7 @@ from autoresume.checkpoint.retain import Keep
 from autoresume.errors import CheckpointInvalid, StaleIncarnation, StorageFailed
 from autoresume.format import names
 from autoresume.format.names import CheckpointName
-from autoresume.load import read_checkpoint
+from autoresume.load import candidates, read_checkpoint
 from autoresume.ranks.agreement import Ranks
 from tests.checkpoint.interleave import Inline, Late, Memory, Run, schedules
 from tests.checkpoint.lives import FROZEN, RUN_ID, WORLD_SIZE, begin, name_of, newest_valid, snapshot
@@ -45,7 +45,7 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> None:
         World.newest.wait()
 
     patient = SimpleNamespace(time=time.time, monotonic=lambda: passed[0], sleep=sleep)
-    for module in (incarnation, read_checkpoint):
+    for module in (incarnation, read_checkpoint, candidates):
         monkeypatch.setattr(module, "time", patient)
 
 

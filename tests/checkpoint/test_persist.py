@@ -21,8 +21,9 @@ from autoresume.checkpoint.persist import Snapshot, persist
 from autoresume.checkpoint.verify import verify
 from autoresume.errors import CheckpointInvalid, StaleIncarnation, StorageFailed, StorageFull
 from autoresume.format import names
-from autoresume.format.manifest import Manifest, Part
+from autoresume.format.manifest import Manifest
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import Part
 from autoresume.storage.local import LocalStorage
 from tests.checkpoint import lives
 from tests.storage.forgetful import UnsyncedStorage

@@ -10,8 +10,8 @@ from autoresume.checkpoint import tags
 from autoresume.checkpoint.retain import Committed, Keep, superfluous
 from autoresume.checkpoint.select import Best, direction, select
 from autoresume.errors import UsageError
-from autoresume.format.manifest import Labels
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import Labels
 from autoresume.storage.local import LocalStorage
 
 

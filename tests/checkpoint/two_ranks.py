@@ -16,7 +16,7 @@ from autoresume.load.read_checkpoint import Restored, choose_and_read
 from autoresume.ranks.agreement import Ranks
 from autoresume.snapshot import layout
 from autoresume.snapshot.copies import copy_all
-from autoresume.state.state import capture
+from autoresume.state.capture import capture
 from autoresume.storage import LocalStorage
 
 RUN_ID = "the-run"

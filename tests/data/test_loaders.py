@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from autoresume.data.foreign import ForeignLoader
-from autoresume.data.loader import RunLoader, make_loader
+from autoresume.data.loader import Place, RunLoader, make_loader
 from autoresume.data.workers import WorkerInit
 
 
@@ -50,14 +50,11 @@ def ours(dataset: Counted) -> RunLoader:
         batch_size=4,
         shuffle=True,
         drop_last=False,
-        rank=0,
-        world_size=1,
-        seed=3,
         fetched_ahead=0,
-        turn=outside,
-        before_first=nothing,
         options={},
+        place=Place(0, 1, outside, nothing),
     )
+    made.reseed(3)
     assert isinstance(made, RunLoader)
     return made
 

@@ -23,8 +23,9 @@ with atheris.instrument_imports(include=["autoresume.format", "autoresume.checkp
     from autoresume.errors import CheckpointInvalid
     from autoresume.format import tree
     from autoresume.format.digest import seal
-    from autoresume.format.manifest import Manifest, ManifestHead, Part, PartHead
+    from autoresume.format.manifest import Manifest, ManifestHead
     from autoresume.format.names import CheckpointName, is_inside
+    from autoresume.format.part import Part, PartHead
     from autoresume.loggers import journal
 
 MEMORY = Path("/dev/shm")

@@ -18,7 +18,8 @@ from autoresume.format.names import CheckpointName, pickle_file
 from autoresume.load.dcp import CheckpointStorageReader
 from autoresume.snapshot import layout
 from autoresume.snapshot.copies import copy_all
-from autoresume.state.state import Namespace, capture
+from autoresume.state.capture import capture
+from autoresume.state.namespace import Namespace
 from autoresume.storage import LocalStorage
 
 NAME = CheckpointName(step=1, incarnation=1, epoch=0, samples=0)

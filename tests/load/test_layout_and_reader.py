@@ -26,13 +26,16 @@ from autoresume.errors import CheckpointInvalid, StateError
 from autoresume.format.digest import canonical
 from autoresume.format.manifest import Manifest
 from autoresume.format.names import CheckpointName, pickle_file
-from autoresume.load.read_checkpoint import choose_and_read, load_state
-from autoresume.load.reader import Box, CheckpointReader
+from autoresume.load.boxes import Box
+from autoresume.load.load_state import load_state
+from autoresume.load.read_checkpoint import choose_and_read
+from autoresume.load.reader import CheckpointReader
 from autoresume.ranks.agreement import Ranks
 from autoresume.snapshot.copies import copy_all
 from autoresume.snapshot.layout import Plan, make_plan, shares, signature
+from autoresume.state.capture import Leaf, capture
+from autoresume.state.decode import decode, tensor_keys
 from autoresume.state.generator import new_generator
-from autoresume.state.state import Leaf, capture, decode, tensor_keys
 from autoresume.storage import LocalStorage
 from autoresume.storage.reading import OpenFile
 

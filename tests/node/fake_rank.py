@@ -24,8 +24,8 @@ from autoresume.checkpoint.incarnation import Incarnation
 from autoresume.checkpoint.persist import Snapshot
 from autoresume.errors import EXIT_INTERRUPTED
 from autoresume.format.digest import canonical
-from autoresume.format.manifest import Chunk, chunks_json
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import Chunk, chunks_json
 from autoresume.format.tensorfile import Entry, lay_out
 from autoresume.handoff.arena import Arena
 from autoresume.handoff.fence import Order, Phase, RankFence

@@ -13,8 +13,8 @@ from autoresume.checkpoint.discover import judge, list_checkpoints
 from autoresume.checkpoint.incarnation import Incarnation
 from autoresume.checkpoint.persist import Snapshot
 from autoresume.format.digest import canonical
-from autoresume.format.manifest import Chunk, chunks_json
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import Chunk, chunks_json
 from autoresume.format.tensorfile import Entry, lay_out
 from autoresume.handoff import kept_snapshots
 from autoresume.handoff.arena import Arena

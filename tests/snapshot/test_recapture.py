@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from autoresume.errors import StateError
 from autoresume.format.digest import canonical
 from autoresume.snapshot.recapture import Recapture
+from autoresume.state.capture import capture
 from autoresume.state.pickled import pickled
-from autoresume.state.state import capture
 
 NOTHING: frozenset[Any] = frozenset()
 

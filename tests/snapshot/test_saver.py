@@ -216,7 +216,7 @@ def test_memory_is_ready_before_the_first_save(training: Training) -> None:
     """`prepare` makes the layout and the arena; the first save uses them, and so do the next ones."""
     training.step()
     training.saver.prepare(training.objects, NOTHING)
-    plan = training.saver._plan
+    plan = training.saver._planner.plan
     assert plan is not None
     coming = training.saver._arenas._coming
     assert coming is not None
@@ -226,7 +226,7 @@ def test_memory_is_ready_before_the_first_save(training: Training) -> None:
         expected = training.save(urgent=True)
         assert_equal(training.stored(), expected)
         assert training.saver._arenas._arenas == [arena]
-        assert training.saver._plan is plan
+        assert training.saver._planner.plan is plan
         training.saver.sink = ThreadSink(training.storage, Keep(10), lambda: None)
         training.step()
 

@@ -16,8 +16,8 @@ from autoresume.checkpoint.discover import judge, load_part
 from autoresume.checkpoint.retain import Keep
 from autoresume.checkpoint.verify import verify
 from autoresume.format import names
-from autoresume.format.manifest import Chunk, Part
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import Chunk, Part
 from autoresume.load.read_checkpoint import choose_and_read
 from autoresume.load.reader import CheckpointReader
 from autoresume.ranks.agreement import Ranks
@@ -219,13 +219,13 @@ def test_what_is_frozen_is_copied_while_training_goes_on(training: Training, mon
     """A periodic save does not stop for it; a script that does write to it before the next step loses that snapshot,
     is told so once, and what seemed to be frozen is copied at the boundary from then on."""
     late: list[set[int]] = []
-    original = saver.Saver._stays
+    original = saver.Saver._may_wait
 
     def stays(*arguments: Any) -> frozenset[int]:
         late.append(set(original(*arguments)))
         return frozenset(late[-1])
 
-    monkeypatch.setattr(saver.Saver, "_stays", stays)
+    monkeypatch.setattr(saver.Saver, "_may_wait", stays)
     frozen, head = training.model[0].weight.data_ptr(), training.model[2].weight.data_ptr()
     for _ in range(4):
         training.step_and_save()

@@ -19,13 +19,14 @@ from autoresume.checkpoint.persist import Snapshot, persist
 from autoresume.errors import NoValidCheckpoint, StateError
 from autoresume.format.digest import canonical
 from autoresume.format.names import CheckpointName
-from autoresume.load.read_checkpoint import choose_and_read, load_state
+from autoresume.load.load_state import load_state
+from autoresume.load.read_checkpoint import choose_and_read
 from autoresume.load.reader import CheckpointReader
 from autoresume.ranks.agreement import Ranks
 from autoresume.snapshot.copies import copy_all
 from autoresume.snapshot.layout import make_plan
+from autoresume.state.capture import capture
 from autoresume.state.in_place import in_place_targets
-from autoresume.state.state import capture
 from autoresume.storage import LocalStorage
 
 shared = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +52,28 @@ def test_every_room_says_what_it_is_for() -> None:
     silent = [path.name for path in rooms if not ast.get_docstring(ast.parse((path / "__init__.py").read_text()))]
     assert len(rooms) > 15
     assert not silent
+
+
+def test_the_picture_is_that_of_the_code() -> None:
+    """docs/rooms.svg and the table of rooms show what the code imports: `python docs/make_picture.py` makes them."""
+    spec = importlib.util.spec_from_file_location("make_picture", PACKAGE.parent / "docs" / "make_picture.py")
+    assert spec is not None
+    assert spec.loader is not None
+    drawing = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(drawing)
+    assert drawing.PICTURE.read_text() == drawing.picture()
+    assert drawing.PAGE.read_text() == drawing.page()
+
+
+@pytest.mark.parametrize("page", ["architecture.md", "where.md"])
+def test_files_that_the_pages_name_are_there(page: str) -> None:
+    """A walk that names a file leads to it."""
+    text = (PACKAGE.parent / "docs" / page).read_text()
+    named = set(re.findall(r"`([a-z_]+/[a-z_0-9]+\.py)`", text))
+    assert len(named) > 10
+    assert not [name for name in named if not (PACKAGE / name).exists() and not (PACKAGE.parent / name).exists()]
+    tests = set(re.findall(r"`(tests/[\w/.]+)`", text))
+    assert not [name for name in tests if not (PACKAGE.parent / name).exists()]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

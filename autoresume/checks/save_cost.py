@@ -39,8 +39,6 @@ from autoresume.handoff.mailbox import memory_root
 from autoresume.run.cadence import Cadence
 from autoresume.storage.local import LocalStorage
 
-STATE_VARIABLE = "BENCH_STATE_BYTES"
-"""Tells the traced training how large its state is."""
 _TENSOR_BYTES = 2_500_000
 """Of a transformer with 125M parameters and AdamW, on average."""
 _HEADROOM_BYTES = 128 << 20

@@ -72,7 +72,7 @@ def test_going_to_a_position_loads_nothing(make: Any) -> None:
     torch.manual_seed(5)
     whole = Counted()
     loader = make(whole)
-    batches = loader.drive()
+    batches = loader.iterate()
     for _ in range(150):
         next(batches)
     loader.commit()
@@ -83,7 +83,7 @@ def test_going_to_a_position_loads_nothing(make: Any) -> None:
     rest = Counted()
     again = make(rest)
     again.load_state_dict(state)
-    batches = again.drive()
+    batches = again.iterate()
     assert [next(batches).tolist() for _ in range(3)] == expected
     assert rest.loaded == whole.loaded[600:612]
 

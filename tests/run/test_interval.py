@@ -26,10 +26,11 @@ run.finish()
 SLOW_DISK = """
 import threading
 import autoresume
-from autoresume import cadence, failpoints
+from autoresume.base import failpoints
+from autoresume.run import cadence
 cadence.FIRST_SECONDS = cadence.LEAST_SECONDS = 0.0
 written = threading.Event()
-failpoints.observe(lambda name: written.wait() if name == "persist.part_written" else None)
+failpoints.set_observer(lambda name: written.wait() if name == "persist.part_written" else None)
 run = autoresume.start()
 run.restore()
 saves = set()

@@ -18,7 +18,7 @@ class Coming(PendingNumber):
     def __init__(self, number: float) -> None:
         self.number, self.there, self.waited = number, False, False
 
-    def is_there(self) -> bool:
+    def is_ready(self) -> bool:
         return self.there
 
     def value(self) -> float:

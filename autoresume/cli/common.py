@@ -16,12 +16,16 @@ from rich.table import Table
 from rich.text import Text
 
 from autoresume.checkpoint import incarnation
+from autoresume.checkpoint.committed import committed_checkpoints
+from autoresume.checkpoint.discover import list_checkpoints
 from autoresume.checkpoint.incarnation import Incarnation
+from autoresume.checkpoint.select import select
 from autoresume.config import restore_request
 from autoresume.config.restore_request import RestoreRequest
 from autoresume.errors import UsageError
 from autoresume.format import names
 from autoresume.format.names import CheckpointName
+from autoresume.restore.origins import best_metric_of
 from autoresume.storage.local import LocalStorage
 
 _SILENT_SECONDS = 45.0
@@ -67,11 +71,6 @@ def lives(storage: LocalStorage, record: Incarnation) -> bool:
 
 def pick(storage: LocalStorage, text: str) -> CheckpointName:
     """A checkpoint by its name, or as `restore.select` has it. Raises UsageError listing what there is."""
-    from autoresume.checkpoint.committed import committed_checkpoints
-    from autoresume.checkpoint.discover import list_checkpoints
-    from autoresume.checkpoint.select import select
-    from autoresume.restore.origins import best_metric_of
-
     there = list_checkpoints(storage)
     by_name = [name for name in there if str(name) == text or str(name.step) == text.removeprefix("U")]
     if by_name:

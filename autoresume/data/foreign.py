@@ -1,7 +1,7 @@
 """Loaders and iterables that were not made by `run.loader`, under `run.batches`.
 
-Law: nothing of the user's loader is changed but its workers' handling of our signals. Its batches are
-counted; where it can seek by redrawing indices it does, and where it can't, that is said.
+Law: nothing of the user's loader is changed. Its batches are counted; where it can seek by redrawing indices it does,
+and where it can't, that is said.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler
 from autoresume.data import batch_observer
 from autoresume.data.resumable_loader import PassTurn
 from autoresume.data.worker_seeds import private_worker_seed
-from autoresume.data.workers import WorkerInit
 from autoresume.errors import UsageError
 from autoresume.state import rng
 from autoresume.state.generator import GENERATOR_TYPES, GeneratorState
@@ -48,15 +47,16 @@ class ForeignLoader:
         """The restored pass had come to its end: it gives nothing."""
         self._handed_out = 0
         self._before_first = before_first
-        if isinstance(loader, DataLoader) and loader.num_workers > 0:
-            if not isinstance(loader.worker_init_fn, WorkerInit):
-                loader.worker_init_fn = WorkerInit(loader.worker_init_fn)
-            if not isinstance(loader.dataset, IterableDataset):
-                log.warning(
-                    "the workers of a DataLoader that was not made by run.loader draw random numbers that depend on "
-                    "their whole past: random augmentations differ after a resume in the middle of an epoch. Make it "
-                    "with run.loader(dataset, ...) to have them exact."
-                )
+        if (
+            isinstance(loader, DataLoader)
+            and loader.num_workers > 0
+            and not isinstance(loader.dataset, IterableDataset)
+        ):
+            log.warning(
+                "the workers of a DataLoader that was not made by run.loader draw random numbers that depend on "
+                "their whole past: random augmentations differ after a resume in the middle of an epoch. Make it "
+                "with run.loader(dataset, ...) to have them exact."
+            )
 
     @property
     def loader(self) -> Any:

@@ -19,7 +19,7 @@ from autoresume.data import batch_observer
 from autoresume.data.resumable_loader import PassTurn
 from autoresume.data.sampler import GlobalOrder
 from autoresume.data.stateful import StatefulRunLoader
-from autoresume.data.workers import SeededDataset, WorkerInit
+from autoresume.data.workers import SeededDataset
 from autoresume.errors import UsageError
 from autoresume.state import rng
 
@@ -60,9 +60,6 @@ class RunLoader:
         """The generators as they were when each batch that is held at the boundary was fetched."""
         self._passes: weakref.WeakSet[_Pass] = weakref.WeakSet()
         self._generator = torch.Generator()  # a private one: iter() draws the workers' base seed from it
-        options = dict(options)
-        if options.get("num_workers", 0) > 0:
-            options["worker_init_fn"] = WorkerInit(options.get("worker_init_fn"))
         self._samples = SeededDataset(dataset, 0)
         self.loader: DataLoader[Any] = DataLoader(
             self._samples, batch_sampler=order, generator=self._generator, **options

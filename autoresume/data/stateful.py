@@ -15,7 +15,6 @@ import torch
 
 from autoresume.data import batch_observer
 from autoresume.data.resumable_loader import PassTurn
-from autoresume.data.workers import WorkerInit
 from autoresume.errors import UsageError
 
 
@@ -38,8 +37,6 @@ class StatefulRunLoader:
                 "an iterable dataset needs torchdata to keep its position: pip install 'autoresume-hpc[stateful]'"
             ) from error
         options = dict(options)
-        if options.get("num_workers", 0) > 0:
-            options["worker_init_fn"] = WorkerInit(options.get("worker_init_fn"))
         self.loader = StatefulDataLoader(dataset, batch_size=batch_size, generator=torch.Generator(), **options)
         self.dataset = dataset
         self.batch_size = batch_size

@@ -3,14 +3,13 @@
 Law: while a run is open, no DataLoader with persistent workers draws that seed from the global
 generator or from one that its sampler shares, in whichever life: else a resumed process, which makes its
 workers anew, would draw once more than the undisturbed one did. The user's loader is as it was when
-its iterator is made; torch's class is as it was when the run is over.
+its iterator is made.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -36,26 +35,3 @@ def private_worker_seed(loader: DataLoader[Any], *numbers: int) -> Iterator[None
         yield
     finally:
         loader.__dict__["generator"] = kept
-
-
-class PrivateWorkerSeeds:
-    """Sees to it for every DataLoader of this process. `numbers` gives the rank and the life, as far as known."""
-
-    def __init__(self, numbers: Callable[[], tuple[int, ...]]) -> None:
-        self._numbers = numbers
-        self._original: Any = DataLoader._get_iterator
-        self._ours = functools.wraps(self._original)(lambda loader: self._get_iterator(loader))
-
-    def install(self) -> None:
-        setattr(DataLoader, "_get_iterator", self._ours)  # noqa: B010  (mypy: a method is assigned to)
-
-    def remove(self) -> None:
-        """Put torch's method back, if nobody has put on another since."""
-        if DataLoader.__dict__["_get_iterator"] is self._ours:
-            setattr(DataLoader, "_get_iterator", self._original)  # noqa: B010
-
-    def _get_iterator(self, loader: DataLoader[Any]) -> Any:
-        if not getattr(loader, "persistent_workers", False):
-            return self._original(loader)
-        with private_worker_seed(loader, *self._numbers()):
-            return self._original(loader)

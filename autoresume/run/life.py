@@ -15,7 +15,7 @@ import torch
 from autoresume.base.failpoints import failpoint
 from autoresume.checkpoint import tags
 from autoresume.checkpoint.abandon import last_good
-from autoresume.data.worker_seeds import PrivateWorkerSeeds
+from autoresume.data.every_loader import EveryLoader
 from autoresume.drill.recorder import Recorder
 from autoresume.errors import StorageFailed
 from autoresume.format import names
@@ -79,8 +79,8 @@ class Life:
         self._asked_for = False
         self._tag: str | None = None
         self._reductions: dict[str, reduction.ReductionOrder] = {}
-        self._worker_seeds = PrivateWorkerSeeds(lambda: (resources.ranks.rank, resources.number))
-        self._worker_seeds.install()
+        self._every_loader = EveryLoader(lambda: (resources.ranks.rank, resources.number))
+        self._every_loader.install()
 
     # -- the beginning ----------------------------------------------------------------------------
 
@@ -296,7 +296,7 @@ class Life:
         self.over = True
         if self._tracing is not None:
             self._tracing.close(self.resources.number)
-        self._worker_seeds.remove()
+        self._every_loader.remove()
         self.metrics.close(how)
         self.resources.close(how, self.step, why)
         self.positions.end(how == "finished")

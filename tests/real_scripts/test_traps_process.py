@@ -77,15 +77,14 @@ def test_a_script_without_main(stage: Stage) -> None:
     assert (len(finished.incarnations()), finished.metrics) == (1, metrics)
 
 
-@pytest.mark.parametrize("kind", ["run", "batches", "other", "held"])
+@pytest.mark.parametrize("kind", ["run", "batches", "held", "other", "before", "stateful"])
 def test_a_signal_to_the_whole_process_group(stage: Stage, kind: str) -> None:
-    """SIGTERM that reaches data workers as well, as a batch system sends it: workers of run.loader and of run.batches
-    live on until the boundary; where a loader that autoresume never saw loses its workers, the run is interrupted,
-    not failed. Nobody is left behind and the exit does not hang."""
+    """SIGTERM that reaches data workers as well, as a batch system sends it: workers live on until the boundary, whoever
+    made their loader, before the run was opened or after, and no step is lost. Nobody is left behind and the exit does
+    not hang."""
     _, torn = stage.compare("workers.py", kind, nasty=["GROUP@3", "GROUP@6"], save_every="1")
     assert [record["ended"]["how"] for record in torn.incarnations()] == ["interrupted", "interrupted", "finished"]
-    if kind != "other":
-        assert [record["ended"]["step"] for record in torn.incarnations()] == [3, 6, 10]
+    assert [record["ended"]["step"] for record in torn.incarnations()] == [3, 6, 10]
 
 
 def test_a_second_life_is_refused(stage: Stage) -> None:

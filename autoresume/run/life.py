@@ -143,7 +143,7 @@ class Life:
         self.report.notes += found.rejected
         self.facts.refuse_others(found.about)
         self.tracked.load_states(states)
-        self.state.load_state_dict(user_state)
+        self.state.load_state_dict(user_state, self.tracked.memory())
         self.positions.set_data_seed(int(own["data_seed"]))
         differ = self.generators.compare_beginnings(own["began"])
         if differ and ranks.rank == 0:

@@ -48,6 +48,12 @@ class Tracked:
     def modules(self) -> dict[str, torch.nn.Module]:
         return {name: value for name, value in self.objects.items() if isinstance(value, torch.nn.Module)}
 
+    def memory(self) -> frozenset[int]:
+        """The addresses of what tracked modules keep their state in."""
+        states = (module.state_dict(keep_vars=True) for module in self.modules.values())
+        tensors = (value for state in states for value in state.values() if isinstance(value, torch.Tensor))
+        return frozenset(_storage_address(tensor) for tensor in tensors) - {0}
+
     def load_states(self, states: Mapping[str, Any]) -> None:
         """Load what is tracked by now; the other states wait. Raises StateError."""
         missing = sorted(name for name in self.objects if name not in states)
@@ -148,6 +154,11 @@ class Tracked:
 
     def materialised(self) -> dict[str, Any]:
         return {name: value for name, value in self.objects.items() if not _is_meta(value)}
+
+
+def _storage_address(tensor: torch.Tensor) -> int:
+    local: torch.Tensor = getattr(tensor, "_local_tensor", tensor)
+    return 0 if local.is_meta or local.layout is not torch.strided else local.untyped_storage().data_ptr()
 
 
 def _fits(one: Any, other: Any) -> bool:

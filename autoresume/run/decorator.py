@@ -11,6 +11,7 @@ import atexit
 import functools
 import inspect
 import logging
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable
@@ -120,9 +121,20 @@ def start(**options: Any) -> Run:
     return run
 
 
+def _refuse_import_by_a_worker() -> None:
+    """Raises UsageError in a process that multiprocessing has spawned, while it imports the script again."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise UsageError(
+            "this process was spawned (as a data worker, say), and imports the script again, which would train once "
+            "more in it. Guard what starts the training: `if __name__ == '__main__': main()`; or let workers be "
+            "forked: multiprocessing_context='fork'."
+        )
+
+
 def _open_run(options: dict[str, Any]) -> Run | None:
     configure_logging()
     try:
+        _refuse_import_by_a_worker()
         signing_key()
         loaded = load_options(options, folder=_LAUNCH_FOLDER, restore=take_restore_arguments())
         default = default_run_dir(sys.argv, _LAUNCH_FOLDER, loaded.restore)

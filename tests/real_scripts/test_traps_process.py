@@ -87,6 +87,20 @@ def test_a_signal_to_the_whole_process_group(stage: Stage, kind: str) -> None:
     assert [record["ended"]["step"] for record in torn.incarnations()] == [3, 6, 10]
 
 
+@pytest.mark.parametrize("how", ["spawn", "forkserver"])
+def test_a_script_that_its_workers_import_again(stage: Stage, how: str) -> None:
+    """Workers that are not forked import the script: where that starts the training, they say how it is guarded, and
+    train nothing; guarded it trains."""
+    place = stage.place("run")
+    unguarded = place.run("unguarded.py", how)
+    assert unguarded.code == 1
+    assert "if __name__ == '__main__': main()" in unguarded.err
+    assert len(place.incarnations()) == 1
+    if how == "spawn":
+        guarded = place.run("unguarded.py", how, GUARD="1")
+        assert guarded.code == 0, guarded.err
+
+
 def test_a_second_life_is_refused(stage: Stage) -> None:
     """Two can't write to one run: the second start is refused with the first one's process, and the first goes on."""
     place = stage.place("run")

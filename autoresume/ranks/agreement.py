@@ -31,6 +31,14 @@ def ranks_from_environment() -> tuple[int, int]:
     return 0, 1
 
 
+def known_ranks() -> tuple[int, int]:
+    """(rank, world size) as far as it is known now: the default process group's where there is one (mp.spawn and MPI
+    tell it nobody else), else what the launcher says."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return ranks_from_environment()
+
+
 class Ranks:
     """This rank among the others, and what they tell each other."""
 

@@ -17,7 +17,7 @@ from autoresume.checkpoint import tags
 from autoresume.checkpoint.abandon import last_good
 from autoresume.data.every_loader import EveryLoader
 from autoresume.drill.recorder import Recorder
-from autoresume.errors import StorageFailed
+from autoresume.errors import StorageFailed, UsageError
 from autoresume.format import names
 from autoresume.format.names import CheckpointName
 from autoresume.format.part import Labels
@@ -63,6 +63,7 @@ class Life:
         self.stepped = False
         self.over = False
         options, rank = resources.options, resources.ranks.rank
+        self._opened_as = rank, resources.ranks.world_size
         self.report = RestoreReport()
         self.facts = Facts(resources)
         self.datasets = Datasets(resources, self.facts.datasets)
@@ -118,12 +119,16 @@ class Life:
             failpoint("restore.done")
 
     def _join(self) -> None:
-        resources, before = self.resources, self.resources.ranks.rank
-        resources.join()
-        self.saves = resources.saves
-        rank = resources.ranks.rank
-        if before != rank:
-            log.warning("the launcher's variables said rank %d, the process group says %d", before, rank)
+        self.resources.join()
+        self.saves = self.resources.saves
+        self.positions.refuse_others_ranks()
+        ranks, seed, (rank, world_size) = self.resources.ranks, self.resources.options.seed, self._opened_as
+        if seed is not None and (ranks.rank, ranks.world_size) != (rank, world_size):
+            raise UsageError(
+                f"the option seed={seed} has seeded this process as rank {rank} of {world_size}, and the process group "
+                f"says rank {ranks.rank} of {ranks.world_size}: ranks would draw the same numbers. Call "
+                "torch.distributed.init_process_group(...) before the run is opened."
+            )
 
     def _begin_anew(self, begin: Beginning | None) -> None:
         """From scratch, or with the weights of something else."""

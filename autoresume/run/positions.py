@@ -19,7 +19,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from autoresume.base.call_site import CallSite
+from autoresume.base.call_site import CallSite, where
 from autoresume.data.foreign import ForeignLoader
 from autoresume.data.loader import Place, RunLoader, make_loader
 from autoresume.data.ranges import Ranges
@@ -78,6 +78,20 @@ class Positions:
         made = make_loader(dataset, place=place, **options)
         self._register(name, site, made, dataset)
         return made
+
+    def refuse_others_ranks(self) -> None:
+        """The ranks have joined. Raises UsageError if a loader was made for others: each would get the same batches."""
+        ranks = self._resources.ranks
+        for site, made in self._sites.items():
+            for known in made:
+                order = known.loader.order if isinstance(known.loader, RunLoader) else None
+                if order is not None and (order.rank, order.world_size) != (ranks.rank, ranks.world_size):
+                    raise UsageError(
+                        f"the loader of {where(site)} was made when this process counted as rank {order.rank} of "
+                        f"{order.world_size}, and the process group says rank {ranks.rank} of {ranks.world_size}: "
+                        "ranks would train on the same batches. Call torch.distributed.init_process_group(...) before "
+                        "run.loader(...)."
+                    )
 
     def position_of(self, loader: Any, site: CallSite, by_epochs: bool) -> ResumableLoader:
         """The position of anything that `run.batches` is given."""

@@ -63,7 +63,7 @@ class Resources:
         if "TORCHELASTIC_RUN_ID" in os.environ:
             # torchrun dies of SIGUSR1 and leaves its ranks behind: for them it is the same signal to stop.
             when_parent_dies(options.stop_signals[0])
-        self.ranks = Ranks(*agreement.ranks_from_environment())  # what the launcher says; `join` asks the process group
+        self._joined: Ranks | None = None
         self.run_file = RunFile(self.storage, options)
         self.record = LifeRecord(self.storage)
         self.number = 0
@@ -76,6 +76,11 @@ class Resources:
     def run_id(self) -> str:
         return self.run_file.run_id
 
+    @property
+    def ranks(self) -> Ranks:
+        """Before `join` only what is known by then: nobody can be asked anything."""
+        return self._joined or Ranks(*agreement.known_ranks())
+
     # -- the beginning ----------------------------------------------------------------------------
 
     def init_process_group(self) -> None:
@@ -86,7 +91,7 @@ class Resources:
 
     def join(self) -> None:
         """Join the other ranks, claim the incarnation. Every rank must call it. Raises RunIsLive, AgreementError."""
-        self.ranks = ranks = Ranks.join(self.options.backend)
+        self._joined = ranks = Ranks.join(self.options.backend)
         self.trap.install()  # a framework may have put its own handlers on since
         if ranks.rank == 0:
             self.record.look_back()

@@ -24,6 +24,8 @@ class Position(NamedTuple):
 
 class CommonPosition:
     def __init__(self, resources: Resources) -> None:
+        self.all_finishing = False
+        """All ranks had come to the script's end when they were asked last."""
         self._resources = resources
         self._even = False
         """All ranks know of each other that they stand at the same place at each step."""
@@ -34,12 +36,13 @@ class CommonPosition:
             return own
         return max(self.of_ranks(own, stays_even))
 
-    def of_ranks(self, own: Position, stays_even: bool) -> list[Position]:
+    def of_ranks(self, own: Position, stays_even: bool, finishing: bool = False) -> list[Position]:
         """Where each rank stands; every rank must ask. `stays_even`: by how its data are dealt out it always will."""
         resources = self._resources
-        told = resources.ranks.gather([list(own), stays_even])
-        positions = [Position(*position) for position, _ in told]
-        self._even = all(even for _, even in told) and all(one == positions[0] for one in positions)
+        told = resources.ranks.gather([list(own), stays_even, finishing])
+        positions = [Position(*position) for position, _, _ in told]
+        self.all_finishing = all(one for _, _, one in told)
+        self._even = all(even for _, even, _ in told) and all(one == positions[0] for one in positions)
         steps = resources.cadence.steps
         differ = [one for one in positions if one.step == own.step and one != own]
         if differ and steps is not None and resources.ranks.rank == 0:

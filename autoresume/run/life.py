@@ -206,12 +206,21 @@ class Life:
         if rank == 0:
             self.resources.record.note_first_step()
 
-    def _carry_out(self, order: Order) -> None:
+    def _carry_out(self, order: Order, finishing: bool = False) -> bool:
+        """False where it was void: all ranks are `finishing`, and nothing is left that a stop could interrupt."""
+        stopping, own = order is Order.STOP, self._position
+        position: Position | None = None
+        if stopping and self.resources.orders.fence is None:
+            # A daemon knows who has left. Among themselves the ranks tell each other, since all obey the same order.
+            position = max(self._common.of_ranks(own, self._stays_even, finishing))
+            if self._common.all_finishing:
+                return False
         if order in (Order.SAVE, Order.STOP) and self.saves.saved_step != self.step:
-            stopping = order is Order.STOP
-            self._save(self._common.of_save(self._position, self._stays_even, stopping), urgent=stopping)
+            position = position or self._common.of_save(own, self._stays_even, stopping)
+            self._save(position, urgent=stopping)
         if order in (Order.STOP, Order.LEAVE):
             self._leave()
+        return True
 
     def request_save(self, tag: str | None) -> None:
         """Save at the next boundary; every rank must ask. Raises UsageError for what can't be a tag."""
@@ -270,7 +279,8 @@ class Life:
             if order is Order.NOTHING:
                 break
             self.saves.saved_step = None  # the others are further on: they need this rank's part under their step
-            self._carry_out(order)
+            if not self._carry_out(order, finishing=True):
+                break
         self.saves.forget_torn()
         positions = self._common.of_ranks(self._position, self._stays_even)  # all have left by now
         if self.saves.saved_step != self.step or any(one != positions[0] for one in positions):

@@ -76,6 +76,17 @@ def test_evaluation_on_one_rank(stage: Stage) -> None:
     stage.compare("ddp.py", "own", "evaluate", nasty=nasty, ranks=2, save_every="2")
 
 
+@pytest.mark.parametrize("loop", ["own", "epochs"])
+@pytest.mark.parametrize("when", [4, 5, 6])
+def test_a_stop_near_the_end(stage: Stage, loop: str, when: int) -> None:
+    """Where all ranks have come to run.finish() there is nothing left to interrupt: the run is finished, and no state
+    that no boundary belongs to is gone on from. What is bound in the last turn of a loop is there behind it."""
+    torn = stage.place("torn")
+    torn.live("near_end.py", loop, nasty=[f"TERM@{when}@0"], ranks=2)
+    assert all(final["weight"] == final["expected"] for final in torn.final.values())
+    assert torn.incarnations()[-1]["ended"]["how"] == "finished"
+
+
 def test_three_ranks_sum_in_the_same_order(stage: Stage) -> None:
     """With three ranks, the order in which DDP sums gradients shows in their bits, and DDP changes it after the
     first step of a process: a resumed process sums as the undisturbed one does."""

@@ -40,12 +40,9 @@ bench: $(BENCH_VENV)/.installed
 
 environment: $(VENV)/.installed
 
+# Most of what the suite installs nothing ever imports: byte code is made when it is needed.
 $(VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "autoresume needs Python 3.10 or later")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch numpy
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $@
+	@$(PYTHON) tools/environment.py $(VENV) dev --no-compile
 
 # The peers come on top of the project's environment, which stays as it is; torch is the same one for all. A peer that
 # can't be installed is left out here, and is named in the results.

@@ -6,12 +6,20 @@ BIN := $(VENV)/bin
 BENCH_VENV ?= .venv-bench
 BENCH_ARGS ?=
 
-.PHONY: demo test check unit torture soak bench environment clean
+.PHONY: demo test check unit test-versions torture soak bench environment clean
 
 demo: environment
 	$(BIN)/python demo/demo.py
 
+# Its last lines say which versions of torch and Python were tried, and which were not.
 test: environment check unit
+	$(BIN)/python tools/versions.py
+
+# The core of the suite with the oldest versions that pyproject.toml promises, and with the newest ones, each in an
+# environment of its own: gigabytes. VERSIONS=2.8.0-3.12 is another one; what is there once, `make test` uses, too.
+VERSIONS ?= oldest-3.10 newest-3.13
+test-versions:
+	$(PYTHON) tools/versions.py $(VERSIONS)
 
 # Quality gates: lint, format, types, the floors.
 check: environment
@@ -57,4 +65,4 @@ $(BENCH_VENV)/.installed: $(VENV)/.installed benchmarks/requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) demo-run benchmarks/output
+	rm -rf $(VENV) $(BENCH_VENV) .venv-torch-* demo-run benchmarks/output

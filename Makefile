@@ -6,12 +6,20 @@ BIN := $(VENV)/bin
 BENCH_VENV ?= .venv-bench
 BENCH_ARGS ?=
 
-.PHONY: demo test check unit torture soak bench environment clean
+.PHONY: demo test check unit test-versions torture soak bench environment clean
 
 demo: environment
 	$(BIN)/python demo/demo.py
 
+# Its last lines say which versions of torch and Python were tried, and which were not.
 test: environment check unit
+	$(BIN)/python tools/versions.py
+
+# The core of the suite with the oldest versions that pyproject.toml promises, and with the newest ones, each in an
+# environment of its own: gigabytes. VERSIONS=2.8.0-3.12 is another one; what is there once, `make test` uses, too.
+VERSIONS ?= oldest-3.10 newest-3.13
+test-versions:
+	$(PYTHON) tools/versions.py $(VERSIONS)
 
 # Quality gates: lint, format, types, the rooms.
 check: environment
@@ -40,12 +48,9 @@ bench: $(BENCH_VENV)/.installed
 
 environment: $(VENV)/.installed
 
+# Most of what the suite installs nothing ever imports: byte code is made when it is needed.
 $(VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "autoresume needs Python 3.10 or later")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch numpy
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $@
+	@$(PYTHON) tools/environment.py $(VENV) dev --no-compile
 
 # The peers come on top of the project's environment, which stays as it is; torch is the same one for all. A peer that
 # can't be installed is left out here, and is named in the results.
@@ -60,4 +65,4 @@ $(BENCH_VENV)/.installed: $(VENV)/.installed benchmarks/requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) demo-run benchmarks/output
+	rm -rf $(VENV) $(BENCH_VENV) .venv-torch-* demo-run benchmarks/output

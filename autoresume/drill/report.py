@@ -142,7 +142,7 @@ def write_plot(result: Result, reference: Trajectory, other: Trajectory, target:
     try:
         import matplotlib
     except ImportError:
-        return "no plot: matplotlib is not installed (pip install matplotlib)"
+        return "no plot: matplotlib is not installed (pip install 'autoresume-hpc[drill]')"
     matplotlib.use("Agg")
     from matplotlib import pyplot
     from matplotlib.ticker import MaxNLocator

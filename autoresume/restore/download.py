@@ -36,7 +36,14 @@ _ATTEMPTS = 5
 """Without a byte of progress in between."""
 _PATIENCE_SECONDS = 60
 _RECORD = "source.json"
-_EXTRAS = {"s3": "s3fs", "hf": "huggingface_hub", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
+_EXTRAS = {
+    "s3": "autoresume-hpc[s3]",
+    "hf": "huggingface_hub",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "abfs": "adlfs",
+    "az": "adlfs",
+}
 
 
 def download_origin(origin: Origin, folder: Path) -> Origin:
@@ -199,7 +206,7 @@ class _Filesystem:
             self._system, self._path = fsspec.core.url_to_fs(url)
         except ImportError as error:
             package = _EXTRAS.get(scheme, f"fsspec's package for {scheme}")
-            raise UsageError(f"{url} needs {package}: pip install {package} ({error})") from error
+            raise UsageError(f"{url} needs {package}: pip install '{package}' ({error})") from error
         except ValueError as error:
             known = ", ".join(sorted(fsspec.available_protocols())[:40])
             raise UsageError(f"{scheme}:// is no protocol that is known here ({error}); known are {known}") from error

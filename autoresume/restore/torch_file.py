@@ -7,6 +7,7 @@ inert placeholder, which keeps what it was given: a module that was pickled whol
 from __future__ import annotations
 
 import collections
+import enum
 import importlib
 import pickle
 import types
@@ -269,6 +270,13 @@ def metadata_of(path: Path) -> Any:
         ) from error
 
 
+def _member(kind: Any, name: Any) -> Any:
+    """What `getattr` may do here: Python 3.11.0 to 3.11.3 pickle the members of an enumeration by it."""
+    if not (isinstance(kind, type) and issubclass(kind, enum.Enum) and name in kind.__members__):
+        raise pickle.UnpicklingError("builtins.getattr")
+    return kind[name]
+
+
 class _MetadataUnpickler(_Careful):
     def find_class(self, module: str, name: str) -> Any:
         from torch.distributed.checkpoint import filesystem, metadata
@@ -279,6 +287,8 @@ class _MetadataUnpickler(_Careful):
             return getattr(filesystem, name)
         if module == "torch.serialization" and name == "_get_layout":
             return getattr(torch.serialization, name)
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         if module.startswith("pathlib") and name in ("PosixPath", "PurePosixPath", "Path"):
             return Path
         found = known(module, name)

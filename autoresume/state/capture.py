@@ -20,7 +20,7 @@ from autoresume.format.tensorfile import item_bytes
 from autoresume.state.decode import is_dense
 from autoresume.state.generator import GENERATOR_TYPES, GeneratorState
 from autoresume.state.pickled import pickled
-from autoresume.state.sharded import is_sharded
+from autoresume.state.sharded import is_sharded, local_shard
 
 
 @dataclass(frozen=True)
@@ -152,18 +152,15 @@ def _box(key: str, value: Any) -> tuple[torch.Tensor, tuple[int, ...], tuple[int
     """
     if not is_sharded(value):
         return value, tuple(value.shape), (0,) * value.dim(), True, False
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
     if any(placement.is_partial() for placement in value.placements):
         raise StateError(f"tensor {key!r} is a partial sum over ranks; redistribute it before it is stored")
-    _, offset = compute_local_shape_and_global_offset(value.shape, value.device_mesh, value.placements)
     coordinate = value.device_mesh.get_coordinate()
     everywhere = value.device_mesh.size() == torch.distributed.get_world_size()
     ours = coordinate is not None and (
         not everywhere
         or all(place == 0 for place, placement in zip(coordinate, value.placements) if placement.is_replicate())
     )
-    return value.to_local(), tuple(value.shape), tuple(int(item) for item in offset), ours, everywhere
+    return value.to_local(), tuple(value.shape), local_shard(value).offset, ours, everywhere
 
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)

@@ -6,6 +6,7 @@ same key, or, for optimizer state that does not exist yet, the parameter that it
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ import torch
 import torch.distributed as dist
 
 from autoresume.format import tree
+
+_HOME = "torch.distributed." + ("_tensor" if torch.__version__.startswith("2.4.") else "tensor")
+"""Where DTensor lives; public since torch 2.5."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +32,8 @@ class LocalShard:
 
     def to_dtensor(self, local: torch.Tensor) -> torch.Tensor:
         """The DTensor of which this rank holds `local`."""
-        from torch.distributed.tensor import DTensor
-
         like = self.like
-        made: torch.Tensor = DTensor.from_local(
+        made: torch.Tensor = sys.modules[_HOME].DTensor.from_local(
             local, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
         )
         return made
@@ -43,15 +45,14 @@ class LocalShard:
 
 
 def local_shard(like: Any) -> LocalShard:
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    size, offset = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
+    utilities = importlib.import_module(f"{_HOME}._utils")
+    size, offset = utilities.compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
     return LocalShard(tuple(map(int, offset)), tuple(map(int, size)), tuple(like.shape), like)
 
 
 def is_sharded(value: Any) -> bool:
     """Whether it is a DTensor. Where nobody has loaded their module, which takes a second, there is none."""
-    kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    kind = getattr(sys.modules.get(_HOME), "DTensor", None)
     return kind is not None and isinstance(value, kind)
 
 

@@ -583,7 +583,10 @@ def mesh(tmp_path: Path) -> Iterator[Any]:
 
 def sharded(mesh: Any, rows: int, columns: int) -> torch.nn.Module:
     """A layer whose parameters are DTensors, sharded by rows."""
-    from torch.distributed.tensor import Shard, distribute_tensor
+    try:
+        from torch.distributed.tensor import Shard, distribute_tensor
+    except ImportError:  # torch 2.4
+        from torch.distributed._tensor import Shard, distribute_tensor
 
     torch.manual_seed(rows)
     layer = torch.nn.Linear(columns, rows)

@@ -126,6 +126,7 @@ class Place:
                 MASTER_ADDR="127.0.0.1",
                 MASTER_PORT=str(store["port"]),
                 TORCHELASTIC_USE_AGENT_STORE="True",
+                TORCHELASTIC_RESTART_COUNT="0",  # torch 2.4 asks for it
                 **variables,
             )
             for rank in range(count)

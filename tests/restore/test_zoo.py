@@ -15,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 
 from autoresume.errors import AutoresumeError, CheckpointInvalid, UsageError
 from autoresume.restore.match_keys import match_keys
+from autoresume.restore.torch_file import metadata_of
 from autoresume.restore.weight_files import Weights, read_weights
 
 
@@ -172,6 +174,27 @@ def test_a_pickle_with_code_is_refused(tmp_path: Path) -> None:
         with pytest.raises(CheckpointInvalid):
             read_weights(tmp_path / name)
     assert not marker.exists()
+
+
+class Named:
+    """Pickled by getattr, as Python 3.11.0 to 3.11.3 (Debian 12's) pickle the members of an enumeration."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.owner, self.name = owner, name
+
+    def __reduce__(self) -> Any:
+        return builtins.getattr, (self.owner, self.name)
+
+
+def test_getattr_gives_members_of_enumerations_and_nothing_else(tmp_path: Path) -> None:
+    """The metadata of a folder that such a Python wrote is read; what else getattr could reach is refused."""
+    path = tmp_path / ".metadata"
+    path.write_bytes(pickle.dumps(Named(_MEM_FORMAT_ENCODING, "TORCH_PRESERVE_FORMAT")))
+    assert metadata_of(path) is _MEM_FORMAT_ENCODING.TORCH_PRESERVE_FORMAT
+    for owner, name in ((_MEM_FORMAT_ENCODING, "__init__"), (dcp.metadata.Metadata, "__init__"), ("text", "upper")):
+        path.write_bytes(pickle.dumps(Named(owner, name)))
+        with pytest.raises(CheckpointInvalid, match=r"builtins\.getattr"):
+            metadata_of(path)
 
 
 def test_a_pickle_changes_nothing_that_is_there(tmp_path: Path) -> None:

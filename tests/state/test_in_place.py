@@ -141,7 +141,10 @@ def hooked() -> torch.nn.Module:
     def double(module: Any, state: Any, *rest: Any) -> Any:
         return {**state, "weight": state["weight"] * 2}
 
-    model.register_load_state_dict_pre_hook(halve)
+    if hasattr(model, "register_load_state_dict_pre_hook"):
+        model.register_load_state_dict_pre_hook(halve)
+    else:  # torch 2.4
+        model._register_load_state_dict_pre_hook(halve, with_module=True)
     model._register_state_dict_hook(double)
     return model
 

@@ -36,6 +36,7 @@ from autoresume.run.metrics import Metrics
 from autoresume.run.positions import Positions
 from autoresume.run.resources import Resources
 from autoresume.run.restore_summary import RestoreSummary, log_beginning, warn_of_unseeded
+from autoresume.run.run_state import RunState
 from autoresume.run.saves import Content, Saves
 from autoresume.run.tracing import Tracing
 from autoresume.run.tracked import Tracked
@@ -80,6 +81,7 @@ class Life:
         self._asked_for = False
         self._tag: str | None = None
         self._reductions: dict[str, reduction.ReductionOrder] = {}
+        self._run_state = RunState(self._counters, self.positions, self.generators, lambda: self._reductions)
         self._every_loader = EveryLoader(lambda: (resources.ranks.rank, resources.number))
         self._every_loader.install()
 
@@ -138,7 +140,7 @@ class Life:
         if begin is not None:
             request, modules = resources.options.restore, self.tracked.modules
             finetune.load_initial_weights(begin, request, resources.ranks, modules, self.report)
-        there = {"run": _RunState(self), "state": self.state, **self.tracked.materialised()}
+        there = {"run": self._run_state, "state": self.state, **self.tracked.materialised()}
         self.saves.saver.check(there, frozenset(self.tracked.promised))
 
     def _take_over(self, found: Restored, begin: Beginning | None) -> None:
@@ -226,6 +228,9 @@ class Life:
         """Save at the next boundary; every rank must ask. Raises UsageError for what can't be a tag."""
         self._tag = tags.check_tag(tag) if tag is not None else self._tag
         self._asked_for = True
+
+    def _counters(self) -> dict[str, int]:
+        return self._position._asdict()
 
     @property
     def _position(self) -> Position:
@@ -319,24 +324,4 @@ class Life:
     # -- what is stored ---------------------------------------------------------------------------
 
     def _all_objects(self) -> dict[str, Any]:
-        return {"run": _RunState(self), "state": self.state, **self.tracked.objects}
-
-
-class _RunState:
-    """The run's own state: counters, positions, generators. Read at a boundary; never loaded as a whole."""
-
-    def __init__(self, life: Life) -> None:
-        self._life = life
-
-    def state_dict(self) -> dict[str, Any]:
-        life = self._life
-        return {
-            "step": life.step,
-            "epoch": life.epoch,
-            "samples": life.samples,
-            "data_seed": life.positions.data_seed,
-            "began": life.generators.began,
-            "reductions": {name: one.order for name, one in life._reductions.items() if one.order is not None},
-            **life.positions.state(),
-            "rng": rng.get_rng_state(),
-        }
+        return {"run": self._run_state, "state": self.state, **self.tracked.objects}

@@ -9,7 +9,7 @@ import torch
 import autoresume
 from autoresume.errors import UsageError
 from autoresume.loggers.publisher import known_loggers, make_logger
-from autoresume.restore.download import fetch
+from autoresume.restore.download import download
 
 
 class Stream(torch.utils.data.IterableDataset):
@@ -28,5 +28,5 @@ run = autoresume.start()
 tell(lambda: run.loader(Stream(), batch_size=2))
 for name in known_loggers():
     tell(lambda: make_logger(name))
-tell(lambda: fetch("s3://bucket/model.safetensors", Path("sources")))
+tell(lambda: download("s3://bucket/model.safetensors", Path("sources")))
 run.restore()

@@ -68,7 +68,7 @@ def make_schedulers(new):
 @autoresume
 def main(run: Run) -> None:
     run.seed(3)
-    models = {name: torch.nn.Linear(3, 2) for name in OPTIMIZERS}
+    models = {name: torch.nn.Linear(3, 2) for name in OPTIMIZERS if hasattr(torch.optim, name)}
     optimizers = {name: getattr(torch.optim, name)(models[name].parameters(), **OPTIMIZERS[name]) for name in models}
     parameters = torch.nn.ParameterList()
     stepped = []

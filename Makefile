@@ -9,7 +9,7 @@ BENCH_ARGS ?=
 .PHONY: demo test check unit torture soak bench environment clean
 
 demo: environment
-	$(BIN)/python demo/demo.py
+	$(BIN)/python -m demo
 
 test: environment check unit
 

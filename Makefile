@@ -8,8 +8,11 @@ BENCH_ARGS ?=
 
 .PHONY: demo test check unit torture soak bench environment clean
 
-demo: environment
-	$(BIN)/python -m demo
+# With what the demo needs and nothing else, unless the whole environment is there.
+DEMO_VENV := $(if $(wildcard $(VENV)/.installed),$(VENV),.venv-demo)
+
+demo: $(if $(filter .venv-demo,$(DEMO_VENV)),.venv-demo/.installed)
+	@$(DEMO_VENV)/bin/python -m demo
 
 test: environment check unit
 
@@ -47,6 +50,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+.venv-demo/.installed: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "there is no $(PYTHON) here: install Python 3.10 or later"; exit 1; }
+	@$(PYTHON) tools/environment.py .venv-demo demo
+
 # The peers come on top of the project's environment, which stays as it is; torch is the same one for all. A peer that
 # can't be installed is left out here, and is named in the results.
 $(BENCH_VENV)/.installed: $(VENV)/.installed benchmarks/requirements.txt
@@ -60,4 +67,4 @@ $(BENCH_VENV)/.installed: $(VENV)/.installed benchmarks/requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) demo-run benchmarks/output
+	rm -rf $(VENV) $(BENCH_VENV) .venv-demo demo-run benchmarks/output

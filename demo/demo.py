@@ -27,7 +27,7 @@ from autoresume.checkpoint import incarnation
 from autoresume.cli import history
 from autoresume.node import processes
 from demo import comparison, picture
-from demo.training import SCRIPT, Failed, Training
+from demo.training import Failed, Training
 
 FOLDER = Path(__file__).resolve().parent.parent / "demo-run"
 NEEDED_BYTES = 200 * 10**6
@@ -44,36 +44,44 @@ ENDS = (
 _IMPORTS = 45
 """The whole demo takes so many times as long as to import torch."""
 _KILLED = 128 + signal.SIGKILL
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_MADE = ("interrupted*", "uninterrupted*", "curves.png", "demo.log")
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 110, soft_wrap=True)
 
 
-def main(folder: Path | None = None, script: Path = SCRIPT) -> NoReturn:
+def main() -> NoReturn:
     """Never returns: the exit code is 0 if both runs are the same."""
-    folder = folder or Path(os.environ.get("DEMO_FOLDER", FOLDER)).resolve()
-    code, memory = 1, None
+    folder = Path(os.environ.get("DEMO_FOLDER", FOLDER)).resolve()
+    code, memory, last = 1, None, ""
     processes.become_subreaper()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _ENDING:
         signal.signal(number, _leave)
     try:
         memory = _prepare(folder)
-        code = 0 if show(folder, memory, script) else 1
+        if show(folder, memory):
+            code = 0
+        else:
+            last = f"the two runs are not the same: please report it, with {folder}"
     except Failed as failed:
-        _fail(str(failed))
+        last = str(failed)
     except SystemExit as stopped:
-        code = int(stopped.code or 0)
-        console.print(f"\nstopped by {signal.Signals(code - 128).name}; nothing is left running")
+        code = int(stopped.code or 1)
+        last = f"stopped by {signal.Signals(code - 128).name}; nothing is left running"
     except OSError as error:
-        _fail(f"{error.strerror or error}: {error.filename or folder}")
+        last = f"{error.strerror or error}: {error.filename or folder}"
     except Exception as error:  # noqa: BLE001  (a newcomer is shown one line)
-        Path(f"{folder}/demo.log").write_text(traceback.format_exc())
-        _fail(f"{type(error).__name__}: {error}; please report it, with {folder}/demo.log")
+        (folder / "demo.log").write_text(traceback.format_exc())
+        last = f"{type(error).__name__}: {error}; please report it, with {folder}/demo.log"
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in _ENDING:
             signal.signal(number, signal.SIG_IGN)
         processes.kill_tree()
         if memory is not None:
             shutil.rmtree(memory, ignore_errors=True)
+    if last:
+        with contextlib.suppress(OSError):  # nobody may be listening any more
+            console.print("[bold red]demo:[/]", Text(last))
     sys.exit(code)
 
 
@@ -81,38 +89,36 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
 
 
-def _fail(message: str) -> None:
-    with contextlib.suppress(OSError):  # nobody may be listening any more
-        console.print("[bold red]demo:[/]", Text(message))
-
-
 def _prepare(folder: Path) -> Path:
-    """An empty folder for both runs; and one in memory, which no other daemon of this user looks into."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    """Remove what an earlier demo left. A folder in memory, which no other daemon of this user looks into."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for made in [path for pattern in _MADE for path in folder.glob(pattern)]:
+            shutil.rmtree(made) if made.is_dir() else made.unlink()
+    except PermissionError as error:
+        raise Failed(f"{error.filename} can't be removed by you: remove {folder} as the user who made it") from None
     for place in (folder, Path(tempfile.gettempdir())):
         free = shutil.disk_usage(place).free
         if free < NEEDED_BYTES:
-            raise Failed(
-                f"{place} has {free / 1e6:.0f} MB free, and {NEEDED_BYTES / 1e6:.0f} MB are needed: free some."
-            )
+            needed = f"{NEEDED_BYTES / 1e6:.0f} MB are needed"
+            raise Failed(f"{place} has {free / 1e6:.0f} MB free, and {needed}: free some")
     shared = Path("/dev/shm")  # noqa: S108  (what is made there is private)
     return Path(tempfile.mkdtemp(prefix="autoresume-demo-", dir=shared if os.access(shared, os.W_OK) else None))
 
 
-def show(folder: Path, memory: Path, script: Path) -> bool:
+def show(folder: Path, memory: Path) -> bool:
     """All of it. Whether both runs are the same."""
     began = time.monotonic()
     console.rule("A small GPT learns Python from the standard library's source: 2 ranks (DDP), on the CPU")
     console.print(f"this takes about {_in_words(_IMPORTS * _import_seconds())} on this machine, as busy as it is now")
-    calm = Training(folder / "uninterrupted", memory, console, script)
+    calm = Training(folder / "uninterrupted", memory, console)
     console.print(
         f"\n[bold]First without any interruption[/]: autoresume run --nproc 2 demo/gpt.py   (log: {calm.log})"
     )
     calm.start()
     calm.end()
     console.print(f"   finished after {time.monotonic() - began:.0f} s")
-    rough = Training(folder / "interrupted", memory, console, script)
+    rough = Training(folder / "interrupted", memory, console)
     console.print(f"\n[bold]The same again, with four interruptions[/]   (log: {rough.log})")
     interrupt(rough)
     console.rule("What happened")

@@ -27,6 +27,7 @@ from autoresume.node import processes
 from autoresume.storage.local import LocalStorage
 from demo import cue
 
+RUN = (sys.executable, "-m", "autoresume", "run", "--nproc", "2")
 SCRIPT = Path(__file__).resolve().parent / "gpt.py"
 STEPS = 180
 SILENT_SECONDS = 600.0
@@ -42,9 +43,9 @@ class Failed(Exception):
 
 
 class Training:
-    def __init__(self, folder: Path, memory: Path, console: Console, script: Path = SCRIPT) -> None:
+    def __init__(self, folder: Path, memory: Path, console: Console) -> None:
         """`memory`: where its daemons keep snapshots."""
-        self.folder, self.memory, self.console, self.script = folder, memory, console, script
+        self.folder, self.memory, self.console = folder, memory, console
         self.log = Path(f"{folder}.log")
         self.process: subprocess.Popen[bytes] | None = None
         self._cues = Path(f"{folder}-cues")
@@ -65,10 +66,9 @@ class Training:
         }
         environment = {name: value for name, value in os.environ.items() if not name.startswith(_OTHERS)}
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # whatever the network says of this machine's name
-        command = [sys.executable, "-m", "autoresume", "run", "--nproc", "2", *options, str(self.script)]
         self._seen_at = time.monotonic()
         with self.log.open("ab") as output:
-            self.process = processes.spawn(command, environment | own, signal.SIGTERM, output)
+            self.process = processes.spawn([*RUN, *options, str(SCRIPT)], environment | own, signal.SIGTERM, output)
 
     def interrupt(self, step: int, rank: int, send: Callable[[int], None]) -> int:
         """When `rank` has come to that step, it waits; `send` gets its process id. The step at which it waited."""

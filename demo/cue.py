@@ -1,8 +1,9 @@
 """Where the training waits for the demo's interruptions.
 
-Law: nothing is raced. The rank that comes to the step of the cue says so, and waits until the interruption has been
-sent: `cue.json` ({number, step, rank}) is the driver's, `reached-N.json` ({pid, step}) the rank's, and `done-N` the
-driver's again. Without DEMO_CUES in the environment there is none of it. No library but Python's own is needed.
+Law: nothing is raced. A rank that comes to a place of the plan says so, and waits until the driver has done there what
+it wanted to. `plan.json` ({name: [step, rank]}) is the driver's, written before the training comes there;
+`reached-NAME.json` ({pid, step}) is the rank's; `done-NAME` is the driver's again. Without DEMO_CUES in the environment
+there is none of it. No library but Python's own is needed.
 """
 
 from __future__ import annotations
@@ -18,17 +19,18 @@ _POLL_SECONDS = 0.005
 
 
 def wait(step: int, rank: int) -> None:
-    """In the training, when `step` steps are complete: wait if this is the place of an interruption."""
+    """In the training, when `step` steps are complete: wait at the places of the plan."""
     folder = os.environ.get(VARIABLE)
-    cue = read(Path(folder, "cue.json")) if folder else None
-    if folder is None or cue is None or rank != cue["rank"] or step < cue["step"]:
+    plan = read(Path(folder, "plan.json")) if folder else None
+    if folder is None or plan is None:
         return
-    done = Path(folder, f"done-{cue['number']}")
-    if done.exists():
-        return  # one of an earlier life
-    write(Path(folder, f"reached-{cue['number']}.json"), {"pid": os.getpid(), "step": step})
-    while not done.exists():
-        time.sleep(_POLL_SECONDS)
+    for name, (at, of_rank) in plan.items():
+        done = Path(folder, f"done-{name}")
+        if rank != of_rank or step < at or done.exists():
+            continue
+        write(Path(folder, f"reached-{name}.json"), {"pid": os.getpid(), "step": step})
+        while not done.exists():
+            time.sleep(_POLL_SECONDS)
 
 
 def read(file: Path) -> dict[str, Any] | None:

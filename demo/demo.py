@@ -31,9 +31,11 @@ from demo.training import Failed, Training
 
 FOLDER = Path(__file__).resolve().parent.parent / "demo-run"
 NEEDED_BYTES = 200 * 10**6
-PREEMPTED_AT, KILLED_AT, SIGNALLED_AT = 33, 110, 145
-IN_A_SAVE = "persist.shard_written:6"
-"""In the third save of this life, when both ranks' tensors are on disk, and before the daemon can commit them."""
+PREEMPTED_AT, KILLED_AT, SIGNALLED_AT, STOPPING_AT = 42, 110, 130, 135
+SAVE_EVERY = 20
+"""As gpt.py has it."""
+IN_A_SAVE = "persist.shard_written:4"
+"""In the second save of a life, when both ranks' tensors are on disk, and nobody can have committed them."""
 ENDS = (
     "preempted: SIGTERM to the node daemon",
     "everything killed in the middle of a save",
@@ -142,19 +144,25 @@ def show(folder: Path, memory: Path) -> bool:
 def interrupt(training: Training) -> None:
     """The four interruptions, one after the other."""
     console.print("[bold]1.[/] preempted: SIGTERM to the node daemon, as Slurm does it")
+    training.plan("preempted", PREEMPTED_AT, rank=0)
     training.start("--once")
-    step = training.interrupt(PREEMPTED_AT, 0, lambda _: os.kill(training.daemon(), signal.SIGTERM))
+    send = lambda _: os.kill(training.daemon(), signal.SIGTERM)  # noqa: E731
+    step = training.interrupt("preempted", send, lambda: training.stops() > 0)
     training.end([75])
     console.print(f"   sent at step {step}: both ranks saved and left; exit code 75 says that the run can go on")
 
     console.print("[bold]2.[/] everything is killed in the middle of a save: SIGKILL to the daemon and to all below it")
+    # The ranks wait two steps later, so that it is this save that is killed, and not one that follows.
+    training.plan("saving", SAVE_EVERY * (training.saved_step() // SAVE_EVERY + 2) + 2, rank=0)
     training.start("--once", failpoint=IN_A_SAVE)
+    training.hold("saving", lambda: False)
     training.end([_KILLED])
     torn = _torn(training)
 
     console.print("[bold]3.[/] one rank is killed in the middle of an epoch: SIGKILL to rank 1")
+    training.plan("killed", KILLED_AT, rank=1)
     training.start()
-    step = training.interrupt(KILLED_AT, 1, lambda rank: os.kill(rank, signal.SIGKILL))
+    step = training.interrupt("killed", lambda rank: os.kill(rank, signal.SIGKILL))
     used = training.lives()[2].began["checkpoint"]
     if used == torn:
         console.print("   (the new daemon had completed the half written checkpoint from the dead one's memory)")
@@ -163,7 +171,11 @@ def interrupt(training: Training) -> None:
     console.print(f"   sent at step {step}: the daemon ends the life, and `autoresume run` starts the next one")
 
     console.print("[bold]4.[/] a signal that reaches one rank alone: SIGUSR1 to rank 1")
-    step = training.interrupt(SIGNALLED_AT, 1, lambda rank: os.kill(rank, signal.SIGUSR1))
+    training.plan("signalled", SIGNALLED_AT, rank=1)
+    training.plan("stopping", STOPPING_AT, rank=0)  # if it has not heard the signal before
+    stops = training.stops()
+    step = training.interrupt("signalled", lambda rank: os.kill(rank, signal.SIGUSR1))
+    training.hold("stopping", lambda: training.stops() > stops)
     console.print(f"   sent at step {step}: both ranks save at a common step, and are started again")
     training.end()
 
@@ -174,10 +186,10 @@ def _torn(training: Training) -> str:
     if folder is None:
         raise Failed(f"the kill was to come in the middle of a save, and did not; {training.where()}")
     shards = len([file for file in (folder / "shards").iterdir() if file.suffix == ".safetensors"])
-    parts, memory = len(list((folder / "parts").glob("rank-*.json"))), training.in_memory()
+    parts, memory = len(list((folder / "parts").glob("rank-*.json"))), training.in_memory(folder.name)
     console.print(
-        f"   found on disk: {folder.name} is half written: tensors of {shards} ranks, the description of {parts},\n"
-        f"   and no manifest; as it is, it may not be used\n"
+        f"   found on disk: {folder.name} is half written: the tensors of {shards} of 2 ranks, the description\n"
+        f"   of {parts}, and no manifest; as it is, it may not be used\n"
         f"   found in the node's memory: what was being written, of {memory} rank{'s' * (memory != 1)}"
     )
     return folder.name

@@ -21,6 +21,7 @@ from typing import Any
 from rich.console import Console
 
 from autoresume.checkpoint import incarnation
+from autoresume.checkpoint.discover import newest_step
 from autoresume.checkpoint.incarnation import Incarnation
 from autoresume.format.names import CheckpointName
 from autoresume.node import processes
@@ -32,7 +33,12 @@ SCRIPT = Path(__file__).resolve().parent / "gpt.py"
 STEPS = 180
 SILENT_SECONDS = 600.0
 """After so long without a step or a new life a training is taken for hanging."""
-_POLL_SECONDS = 0.05
+HELD_SECONDS = 60.0
+"""So long it waits at most for what should happen at once."""
+_OFFER_SECONDS = 0.2
+"""In which a daemon that has heard a signal offers the ranks a step to stop at: so it is the next one, and not one that
+a fast training comes to before all have looked."""
+_POLL_SECONDS = 0.02
 _SAY_SECONDS = 5.0
 _OTHERS = ("AUTORESUME_", "SLURM_", "PET_", "TORCHELASTIC_")
 """What a user's own job has set is not for the demo."""
@@ -50,7 +56,7 @@ class Training:
         self.process: subprocess.Popen[bytes] | None = None
         self._cues = Path(f"{folder}-cues")
         self._cues.mkdir(parents=True)
-        self._number = 0
+        self._plan: dict[str, tuple[int, int]] = {}
         self._told = 0
         """Lives whose beginning was told."""
         self._seen: tuple[int, int] = (0, 0)
@@ -70,17 +76,43 @@ class Training:
         with self.log.open("ab") as output:
             self.process = processes.spawn([*RUN, *options, str(SCRIPT)], environment | own, signal.SIGTERM, output)
 
-    def interrupt(self, step: int, rank: int, send: Callable[[int], None]) -> int:
-        """When `rank` has come to that step, it waits; `send` gets its process id. The step at which it waited."""
-        self._number += 1
-        cue.write(self._cues / "cue.json", {"number": self._number, "step": step, "rank": rank})
-        reached = self._cues / f"reached-{self._number}.json"
-        self._until(reached.exists, f"its step {step}, where it was to be interrupted")
+    def plan(self, name: str, step: int, rank: int) -> None:
+        """There it will wait: to be called while it does not run, or has not come there."""
+        self._plan[name] = step, rank
+        cue.write(self._cues / "plan.json", self._plan)
+
+    def interrupt(self, name: str, send: Callable[[int], None], heard: Callable[[], bool] = lambda: True) -> int:
+        """When it waits at the place `name`, `send` gets the process id of the rank that waits there.
+
+        It goes on when the signal was `heard`. The step at which it waited.
+        """
+        reached = self._cues / f"reached-{name}.json"
+        self._until(reached.exists, f"it was {name}")
         told = cue.read(reached)
         assert told is not None
         send(int(told["pid"]))
-        (self._cues / f"done-{self._number}").touch()
+        self._release(name, heard)
         return int(told["step"])
+
+    def hold(self, name: str, until: Callable[[], bool]) -> None:
+        """If it comes to the place `name` before that, it waits there until something has happened."""
+        reached = self._cues / f"reached-{name}.json"
+        self._until(lambda: reached.exists() or self._ended() or until(), "anything happened")
+        self._release(name, until)
+
+    def _release(self, name: str, when: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + HELD_SECONDS
+        while not when() and not self._ended() and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        time.sleep(_OFFER_SECONDS)
+        (self._cues / f"done-{name}").touch()
+
+    def _ended(self) -> bool:
+        return self.process is not None and self.process.poll() is not None
+
+    def stops(self) -> int:
+        """How often a daemon said that all ranks stop."""
+        return self.log.read_bytes().count(b"the ranks stop at a common step")
 
     def end(self, codes: Iterable[int] = (0,)) -> None:
         """Returns when the command has ended. Raises Failed if its exit code is none of `codes`."""
@@ -116,15 +148,20 @@ class Training:
         """The process id of the daemon of the life that is now."""
         return self.lives()[-1].processes[1][0]
 
+    def saved_step(self) -> int:
+        """The step of the newest checkpoint that is whole."""
+        return newest_step(self.storage)
+
     def half_written(self) -> Path | None:
         """The newest checkpoint's folder, if it has no manifest."""
         folders = self.folder.glob("checkpoints/*")
         found = sorted((name, folder) for folder in folders if (name := CheckpointName.parse(folder.name)) is not None)
         return found[-1][1] if found and not (found[-1][1] / "manifest.json").exists() else None
 
-    def in_memory(self) -> int:
-        """Ranks' snapshots that lie in the node's memory, and that nobody has written to the end."""
-        return len(list(self.memory.glob("*/node-*/sealed-*.json")))
+    def in_memory(self, checkpoint: str) -> int:
+        """Ranks' snapshots for that checkpoint in the node's memory, which nobody has written to the end."""
+        sealed = [json.loads(file.read_text()) for file in self.memory.glob("*/node-*/sealed-*.json")]
+        return sum(message["checkpoint"] == checkpoint for message in sealed)
 
     # -- while it runs ----------------------------------------------------------------------------
 

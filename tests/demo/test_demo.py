@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -42,17 +43,23 @@ def left_running(folder: Path) -> list[psutil.Process]:
 
 
 @pytest.fixture
-def stubbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Training:
+def stubbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Training]:
     monkeypatch.setattr(training, "RUN", STUB)
     monkeypatch.setenv("STUB", "trains")
     monkeypatch.setenv("STUB_FOLDER", str(tmp_path))
-    return Training(tmp_path / "run", tmp_path, Console())
+    made = Training(tmp_path / "run", tmp_path, Console())
+    made.plan("seven", 7, rank=1)
+    made.plan("nine", 9, rank=1)
+    yield made
+    if made.process is not None:
+        made.process.kill()
+        made.process.wait()
 
 
 def test_an_interruption_comes_at_its_step(stubbed: Training, tmp_path: Path) -> None:
     """Not one step later, however fast the training is: it waits there until the signal was sent."""
     stubbed.start()
-    assert stubbed.interrupt(7, 1, lambda pid: os.kill(pid, signal.SIGKILL)) == 7
+    assert stubbed.interrupt("seven", lambda pid: os.kill(pid, signal.SIGKILL)) == 7
     stubbed.end([-signal.SIGKILL])
     assert (tmp_path / "steps").read_text().split() == [str(step) for step in range(7)]
 
@@ -60,19 +67,34 @@ def test_an_interruption_comes_at_its_step(stubbed: Training, tmp_path: Path) ->
 def test_each_interruption_comes_once(stubbed: Training, tmp_path: Path) -> None:
     """A later life, which comes to the same step again, does not wait for what has been."""
     stubbed.start()
-    assert stubbed.interrupt(7, 1, lambda pid: None) == 7
-    stubbed.end()
+    assert stubbed.interrupt("seven", lambda pid: None) == 7
+    assert stubbed.interrupt("nine", lambda pid: os.kill(pid, signal.SIGKILL)) == 9
+    stubbed.end([-signal.SIGKILL])
     stubbed.start()
-    assert stubbed.interrupt(9, 1, lambda pid: None) == 9
     stubbed.end()
-    assert len((tmp_path / "steps").read_text().split()) == 40
+    assert len((tmp_path / "steps").read_text().split()) == 9 + 20
+
+
+def test_it_waits_until_the_signal_was_heard(stubbed: Training, tmp_path: Path) -> None:
+    """A fast training could else be at its end before the daemon has looked."""
+    steps = tmp_path / "steps"
+    looks = iter([False] * 10)
+    stubbed.start()
+    stubbed.interrupt("seven", lambda pid: None, lambda: len(steps.read_text().split()) != 7 or next(looks, True))
+    assert len(steps.read_text().split()) == 7
+    stubbed.hold("nine", lambda: len(steps.read_text().split()) == 9)
+    stubbed.end()
+    assert len(steps.read_text().split()) == 20
 
 
 def test_a_training_that_ends_too_early(stubbed: Training) -> None:
     """What was to be interrupted, and ended before: said in one line, with the log."""
     stubbed.start()
-    with pytest.raises(Failed, match=rf"exit code 0 before its step 50.*{stubbed.log}"):
-        stubbed.interrupt(50, 1, lambda pid: None)
+    stubbed.plan("fifty", 50, rank=1)
+    stubbed.hold("seven", lambda: True)
+    stubbed.hold("nine", lambda: True)
+    with pytest.raises(Failed, match=rf"exit code 0 before it was fifty; .*{stubbed.log}"):
+        stubbed.interrupt("fifty", lambda pid: None)
 
 
 def test_a_failure_is_one_line(tmp_path: Path) -> None:

@@ -146,8 +146,11 @@ def interrupt(training: Training) -> None:
     console.print("[bold]1.[/] preempted: SIGTERM to the node daemon, as Slurm does it")
     training.plan("preempted", PREEMPTED_AT, rank=0)
     training.start("--once")
-    send = lambda _: os.kill(training.daemon(), signal.SIGTERM)  # noqa: E731
-    step = training.interrupt("preempted", send, lambda: training.stops() > 0)
+
+    def term(rank: int) -> None:
+        os.kill(training.daemon(), signal.SIGTERM)
+
+    step = training.interrupt("preempted", term, lambda: training.stops() > 0)
     training.end([75])
     console.print(f"   sent at step {step}: both ranks saved and left; exit code 75 says that the run can go on")
 
@@ -162,12 +165,16 @@ def interrupt(training: Training) -> None:
     console.print("[bold]3.[/] one rank is killed in the middle of an epoch: SIGKILL to rank 1")
     training.plan("killed", KILLED_AT, rank=1)
     training.start()
-    step = training.interrupt("killed", lambda rank: os.kill(rank, signal.SIGKILL))
-    used = training.lives()[2].began["checkpoint"]
-    if used == torn:
-        console.print("   (the new daemon had completed the half written checkpoint from the dead one's memory)")
-    else:
-        console.print(f"   (the half written checkpoint was not used, but {used})")
+
+    def kill(rank: int) -> None:
+        used = training.lives()[-1].began.get("checkpoint")
+        if used == torn:
+            console.print("   (the new daemon had completed the half written checkpoint from the dead one's memory)")
+        else:
+            console.print(f"   (the half written checkpoint was not used, but {used})")
+        os.kill(rank, signal.SIGKILL)
+
+    step = training.interrupt("killed", kill)
     console.print(f"   sent at step {step}: the daemon ends the life, and `autoresume run` starts the next one")
 
     console.print("[bold]4.[/] a signal that reaches one rank alone: SIGUSR1 to rank 1")

@@ -111,7 +111,7 @@ def _prepare(folder: Path) -> Path:
 def show(folder: Path, memory: Path) -> bool:
     """All of it. Whether both runs are the same."""
     began = time.monotonic()
-    console.rule("A small GPT learns Python from the standard library's source: 2 ranks (DDP), on the CPU")
+    console.rule("A small GPT learns to write Python: 2 ranks (DDP), on the CPU")
     console.print(f"this takes about {_in_words(_IMPORTS * _import_seconds())} on this machine, as busy as it is now")
     calm = Training(folder / "uninterrupted", memory, console)
     console.print(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ def draw(
     words: Sequence[str],
 ) -> None:
     """`lives`: the rows of `autoresume history`; `words`: what ended each of them."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells that it looks for fonts
     import matplotlib
 
     matplotlib.use("Agg")

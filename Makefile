@@ -8,8 +8,11 @@ BENCH_ARGS ?=
 
 .PHONY: demo test check unit test-versions torture soak bench environment clean
 
-demo: environment
-	$(BIN)/python demo/demo.py
+# With what the demo needs and nothing else, unless the whole environment is there.
+DEMO_VENV := $(if $(wildcard $(VENV)/.installed),$(VENV),.venv-demo)
+
+demo: $(if $(filter .venv-demo,$(DEMO_VENV)),.venv-demo/.installed)
+	@$(DEMO_VENV)/bin/python -m demo
 
 # Its last lines say which versions of torch and Python were tried, and which were not.
 test: environment check unit
@@ -52,6 +55,10 @@ environment: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) tools/environment.py $(VENV) dev --no-compile
 
+.venv-demo/.installed: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "there is no $(PYTHON) here: install Python 3.10 or later"; exit 1; }
+	@$(PYTHON) tools/environment.py .venv-demo demo
+
 # The peers come on top of the project's environment, which stays as it is; torch is the same one for all. A peer that
 # can't be installed is left out here, and is named in the results.
 $(BENCH_VENV)/.installed: $(VENV)/.installed benchmarks/requirements.txt
@@ -65,4 +72,4 @@ $(BENCH_VENV)/.installed: $(VENV)/.installed benchmarks/requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) .venv-torch-* demo-run benchmarks/output
+	rm -rf $(VENV) $(BENCH_VENV) .venv-torch-* .venv-demo demo-run benchmarks/output

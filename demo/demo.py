@@ -1,200 +1,230 @@
 """The demo: one training run that is left in peace, one that is preempted and killed, and a comparison.
 
-`make demo` runs it. Everything happens through `autoresume run`, as a user would call it; the
-interruptions are real signals to the real processes.
+Law: everything happens through `autoresume run`, as a user would call it, and each interruption is a real signal to
+real processes, sent while the training waits at its place. What is said is what was found. Whatever happens, one line
+says it, and no process and no file in memory is left.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+import traceback
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
-import psutil
 from rich.console import Console
+from rich.text import Text
 
-HERE = Path(__file__).resolve().parent
-FOLDER = HERE.parent / "demo-run"
-EPOCHS = 3
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+from autoresume.checkpoint import incarnation
+from autoresume.cli import history
+from autoresume.node import processes
+from demo import comparison, picture
+from demo.training import Failed, Training
 
+FOLDER = Path(__file__).resolve().parent.parent / "demo-run"
+NEEDED_BYTES = 200 * 10**6
+PREEMPTED_AT, KILLED_AT, SIGNALLED_AT, STOPPING_AT = 42, 110, 130, 135
+SAVE_EVERY = 20
+"""As gpt.py has it."""
+IN_A_SAVE = "persist.shard_written:4"
+"""In the second save of a life, when both ranks' tensors are on disk, and nobody can have committed them."""
+ENDS = (
+    "preempted: SIGTERM to the node daemon",
+    "everything killed in the middle of a save",
+    "rank 1 killed",
+    "SIGUSR1 to rank 1 alone",
+    "to the end",
+)
+_IMPORTS = 45
+"""The whole demo takes so many times as long as to import torch."""
+_KILLED = 128 + signal.SIGKILL
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_MADE = ("interrupted*", "uninterrupted*", "curves.png", "demo.log")
 
-class Training:
-    """`autoresume run --nproc 2 gpt.py` in a run directory, watched from outside."""
-
-    def __init__(self, folder: Path, title: str) -> None:
-        self.folder, self.title = folder, title
-        self.log = open(f"{folder}.log", "w")
-        environment = {**os.environ, "AUTORESUME_RUN_DIR": str(folder), "OMP_NUM_THREADS": "1"}
-        command = [
-            sys.executable,
-            "-m",
-            "autoresume",
-            "run",
-            "--nproc",
-            "2",
-            str(HERE / "gpt.py"),
-            "--epochs",
-            str(EPOCHS),
-        ]
-        self.process = psutil.Popen(command, env=environment, stdout=self.log, stderr=subprocess.STDOUT)
-        self._said = 0.0
-
-    def records(self) -> list[dict]:
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith(b"\n")]
-
-    def step(self) -> int:
-        found = self.records()
-        return found[-1]["step"] if found else 0
-
-    def lives(self) -> int:
-        return len(list((self.folder / "incarnations").glob("????.json")))
-
-    def wait_until(self, condition: Callable[[], bool], what: str, poll_seconds: float = 0.2) -> None:
-        while not condition():
-            if self.process.poll() is not None:
-                raise SystemExit(f"the training ended before {what}; its log is {self.log.name}")
-            self.show()
-            time.sleep(poll_seconds)
-
-    def show(self, every_seconds: float = 3.0) -> None:
-        if time.monotonic() - self._said >= every_seconds and (found := self.records()):
-            self._said = time.monotonic()
-            loss = found[-1]["values"]["loss"]
-            console.print(f"  {self.title}: step {found[-1]['step']:>3}, loss {loss:.3f}, incarnation {self.lives()}")
-
-    def finish(self) -> None:
-        while self.process.poll() is None:
-            self.show()
-            time.sleep(0.2)
-        if self.process.returncode != 0:
-            raise SystemExit(
-                f"the training failed with exit code {self.process.returncode}; its log is {self.log.name}"
-            )
-
-    # -- who is who ---------------------------------------------------------------------------
-
-    def daemon(self) -> psutil.Process:
-        return next(child for child in self.process.children() if "node" in words(child))
-
-    def ranks(self) -> list[psutil.Process]:
-        launcher = next(child for child in self.daemon().children() if "autoresume.node.launcher" in words(child))
-        return [child for child in launcher.children() if str(HERE / "gpt.py") in words(child)]
-
-    def life_at(self, life: int, step: int) -> Callable[[], bool]:
-        return lambda: self.lives() >= life and self.step() >= step
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 110, soft_wrap=True)
 
 
-def words(process: psutil.Process) -> list[str]:
+def main() -> NoReturn:
+    """Never returns: the exit code is 0 if both runs are the same."""
+    folder = Path(os.environ.get("DEMO_FOLDER", FOLDER)).resolve()
+    code, memory, last = 1, None, ""
+    processes.become_subreaper()
+    for number in _ENDING:
+        signal.signal(number, _leave)
     try:
-        return process.cmdline()
-    except psutil.Error:  # it ended just now
-        return []
+        memory = _prepare(folder)
+        if show(folder, memory):
+            code = 0
+        else:
+            last = f"the two runs are not the same: please report it, with {folder}"
+    except Failed as failed:
+        last = str(failed)
+    except SystemExit as stopped:
+        code = int(stopped.code or 1)
+        last = f"stopped by {signal.Signals(code - 128).name}; nothing is left running"
+    except OSError as error:
+        last = f"{error.strerror or error}: {error.filename or folder}"
+    except Exception as error:  # noqa: BLE001  (a newcomer is shown one line)
+        (folder / "demo.log").write_text(traceback.format_exc())
+        last = f"{type(error).__name__}: {error}; please report it, with {folder}/demo.log"
+    finally:
+        for number in _ENDING:
+            signal.signal(number, signal.SIG_IGN)
+        processes.kill_tree()
+        if memory is not None:
+            shutil.rmtree(memory, ignore_errors=True)
+    if last:
+        with contextlib.suppress(OSError):  # nobody may be listening any more
+            console.print("[bold red]demo:[/]", Text(last))
+    sys.exit(code)
 
 
-def preempt(training: Training) -> None:
-    console.print("[bold]1.[/] preempted: SIGTERM to the node daemon, as Slurm does it")
-    training.wait_until(training.life_at(1, 60), "the preemption")
-    training.daemon().send_signal(signal.SIGTERM)
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
 
 
-def kill_while_saving(training: Training) -> None:
-    console.print("[bold]2.[/] the node is lost in the middle of a save: SIGKILL to the daemon and all ranks")
-    while True:
-        training.wait_until(training.life_at(2, 80), "the kill")
-        training.wait_until(lambda: bool(half_written(training.folder)), "the kill", poll_seconds=0.001)
-        saving = half_written(training.folder)
-        daemon = training.daemon()
-        for process in [daemon, *daemon.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):  # ranks end with their daemon
-                process.kill()
-        if saving and not (saving[0] / "manifest.json").exists():
-            console.print(f"   {saving[0].name} was half written: it must not be used")
-            return
+def _prepare(folder: Path) -> Path:
+    """Remove what an earlier demo left. A folder in memory, which no other daemon of this user looks into."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for made in [path for pattern in _MADE for path in folder.glob(pattern)]:
+            shutil.rmtree(made) if made.is_dir() else made.unlink()
+    except PermissionError as error:
+        raise Failed(f"{error.filename} can't be removed by you: remove {folder} as the user who made it") from None
+    for place in (folder, Path(tempfile.gettempdir())):
+        free = shutil.disk_usage(place).free
+        if free < NEEDED_BYTES:
+            needed = f"{NEEDED_BYTES / 1e6:.0f} MB are needed"
+            raise Failed(f"{place} has {free / 1e6:.0f} MB free, and {needed}: free some")
+    shared = Path("/dev/shm")  # noqa: S108  (what is made there is private)
+    return Path(tempfile.mkdtemp(prefix="autoresume-demo-", dir=shared if os.access(shared, os.W_OK) else None))
 
 
-def half_written(folder: Path) -> list[Path]:
-    return sorted({path.parent.parent for path in folder.glob("checkpoints/*/shards/*.tmp")})
-
-
-def kill_a_rank(training: Training) -> None:
-    console.print("[bold]3.[/] one rank is killed in the middle of an epoch: SIGKILL to rank 1")
-    training.wait_until(training.life_at(3, 160), "the kill")
-    training.ranks()[1].kill()
-
-
-def signal_a_rank(training: Training) -> None:
-    console.print("[bold]4.[/] a signal that reaches one rank alone: SIGUSR1 to rank 1")
-    training.wait_until(training.life_at(4, 230), "the signal")
-    training.ranks()[1].send_signal(signal.SIGUSR1)
-
-
-def main() -> None:
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    FOLDER.mkdir()
+def show(folder: Path, memory: Path) -> bool:
+    """All of it. Whether both runs are the same."""
     began = time.monotonic()
-    console.rule("A small GPT on the standard library's source, 2 ranks (DDP)")
-    calm = Training(FOLDER / "uninterrupted", "uninterrupted")
-    console.print(f"first without any interruption (log: {calm.log.name})")
-    calm.finish()
-    console.rule("The same command again, in another run directory, with interruptions")
-    rough = Training(FOLDER / "interrupted", "interrupted")
-    console.print(f"log: {rough.log.name}")
-    for interruption in (preempt, kill_while_saving, kill_a_rank, signal_a_rank):
-        interruption(rough)
-    rough.finish()
-    console.rule("What happened")
-    sys.stdout.flush()
-    subprocess.run([sys.executable, "-m", "autoresume", "history", str(rough.folder)], check=True)
-    subprocess.run([sys.executable, "-m", "autoresume", "ls", str(rough.folder)], check=True)
-    console.rule("Is it the same run?")
-    same = compare(calm, rough)
-    console.print(f"\ncheckpoints   {rough.folder}/checkpoints\nmetrics       {rough.folder}/metrics.jsonl")
-    console.print(f"TensorBoard   tensorboard --logdir {FOLDER}\nlogs          {FOLDER}/*.log")
-    console.print(f"took {time.monotonic() - began:.0f} s")
-    sys.exit(0 if same else 1)
-
-
-def compare(calm: Training, rough: Training) -> bool:
-    one, other = calm.records(), rough.records()
-    steps = [record["step"] for record in other]
-    answers = {
-        f"{len(one)} steps, each logged exactly once": steps == list(range(1, len(one) + 1)),
-        "every loss and learning rate bit-identical": [r["values"] for r in one] == [r["values"] for r in other],
-        "TensorBoard shows the same curve, each step once": tensorboard(calm.folder) == tensorboard(rough.folder),
-        "final weights, optimizer, generators: files byte-identical": last_files(calm.folder)
-        == last_files(rough.folder),
-    }
-    for what, right in answers.items():
-        console.print(f"  {'[green]yes[/]' if right else '[red]NO[/] '}  {what}")
-    console.print(f"  final loss {one[-1]['values']['loss']!r} and {other[-1]['values']['loss']!r}")
-    return all(answers.values())
-
-
-def tensorboard(folder: Path) -> list[tuple[int, float]]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
-    events.Reload()
-    return [(event.step, event.value) for event in events.Scalars("loss")]
-
-
-def last_files(folder: Path) -> dict[str, bytes]:
-    """The tensor files of the last checkpoint: weights, optimizer and generators of each rank."""
-    newest = max(
-        folder.glob("checkpoints/*/manifest.json"), key=lambda path: int(path.parent.name.split("_U")[1].split("_")[0])
+    console.rule("A small GPT learns to write Python: 2 ranks (DDP), on the CPU")
+    console.print(f"this takes about {_in_words(_IMPORTS * _import_seconds())} on this machine, as busy as it is now")
+    calm = Training(folder / "uninterrupted", memory, console)
+    console.print(
+        f"\n[bold]First without any interruption[/]: autoresume run --nproc 2 demo/gpt.py   (log: {calm.log})"
     )
-    return {path.name: path.read_bytes() for path in sorted((newest.parent / "shards").iterdir())}
+    calm.start()
+    calm.end()
+    console.print(f"   finished after {time.monotonic() - began:.0f} s")
+    rough = Training(folder / "interrupted", memory, console)
+    console.print(f"\n[bold]The same again, with four interruptions[/]   (log: {rough.log})")
+    interrupt(rough)
+    console.rule("What happened")
+    for command in ("history", "ls"):
+        _autoresume(command, rough.folder)
+    console.rule("Is it the same run?")
+    one, other = calm.records(), rough.records()
+    found = comparison.answers(calm.folder, rough.folder, one, other)
+    for what, right in found.items():
+        console.print(f"  {'[green]yes[/]' if right else '[bold red]NO[/] '}  {what}")
+    console.print(f"  final loss {one[-1]['values']['loss']!r} and {other[-1]['values']['loss']!r}\n")
+    _draw(folder / "curves.png", calm, rough)
+    console.print(f"picture       {folder}/curves.png\nmetrics       {rough.folder}/metrics.jsonl")
+    console.print(
+        f"TensorBoard   {Path(sys.executable).parent}/tensorboard --logdir {folder}\nlogs          {folder}/*.log"
+    )
+    console.print(f"took {_in_words(time.monotonic() - began)}")
+    return all(found.values())
 
 
-if __name__ == "__main__":
-    main()
+def interrupt(training: Training) -> None:
+    """The four interruptions, one after the other."""
+    console.print("[bold]1.[/] preempted: SIGTERM to the node daemon, as Slurm does it")
+    training.plan("preempted", PREEMPTED_AT, rank=0)
+    training.start("--once")
+
+    def term(rank: int) -> None:
+        os.kill(training.daemon(), signal.SIGTERM)
+
+    step = training.interrupt("preempted", term, lambda: training.stops() > 0)
+    training.end([75])
+    console.print(f"   sent at step {step}: both ranks saved and left; exit code 75 says that the run can go on")
+
+    console.print("[bold]2.[/] everything is killed in the middle of a save: SIGKILL to the daemon and to all below it")
+    # The ranks wait two steps later, so that it is this save that is killed, and not one that follows.
+    training.plan("saving", SAVE_EVERY * (training.saved_step() // SAVE_EVERY + 2) + 2, rank=0)
+    training.start("--once", failpoint=IN_A_SAVE)
+    training.hold("saving", lambda: False)
+    training.end([_KILLED])
+    torn = _torn(training)
+
+    console.print("[bold]3.[/] one rank is killed in the middle of an epoch: SIGKILL to rank 1")
+    training.plan("killed", KILLED_AT, rank=1)
+    training.start()
+
+    def kill(rank: int) -> None:
+        used = training.lives()[-1].began.get("checkpoint")
+        if used == torn:
+            console.print("   (the new daemon had completed the half written checkpoint from the dead one's memory)")
+        else:
+            console.print(f"   (the half written checkpoint was not used, but {used})")
+        os.kill(rank, signal.SIGKILL)
+
+    step = training.interrupt("killed", kill)
+    console.print(f"   sent at step {step}: the daemon ends the life, and `autoresume run` starts the next one")
+
+    console.print("[bold]4.[/] a signal that reaches one rank alone: SIGUSR1 to rank 1")
+    training.plan("signalled", SIGNALLED_AT, rank=1)
+    training.plan("stopping", STOPPING_AT, rank=0)  # if it has not heard the signal before
+    stops = training.stops()
+    step = training.interrupt("signalled", lambda rank: os.kill(rank, signal.SIGUSR1))
+    training.hold("stopping", lambda: training.stops() > stops)
+    console.print(f"   sent at step {step}: both ranks save at a common step, and are started again")
+    training.end()
+
+
+def _torn(training: Training) -> str:
+    """What is found after the kill in the middle of a save; the name of the checkpoint. Raises Failed if none is."""
+    folder = training.half_written()
+    if folder is None:
+        raise Failed(f"the kill was to come in the middle of a save, and did not; {training.where()}")
+    shards = len([file for file in (folder / "shards").iterdir() if file.suffix == ".safetensors"])
+    parts, memory = len(list((folder / "parts").glob("rank-*.json"))), training.in_memory(folder.name)
+    console.print(
+        f"   found on disk: {folder.name} is half written: the tensors of {shards} of 2 ranks, the description\n"
+        f"   of {parts}, and no manifest; as it is, it may not be used\n"
+        f"   found in the node's memory: what was being written, of {memory} rank{'s' * (memory != 1)}"
+    )
+    return folder.name
+
+
+def _draw(file: Path, calm: Training, rough: Training) -> None:
+    rows = history.lives(incarnation.history(rough.storage))
+    words = ENDS if len(rows) == len(ENDS) else [row["why"] for row in rows]
+    picture.draw(file, calm.records(), rough.records(), rows, words)
+
+
+def _autoresume(command: str, folder: Path) -> None:
+    sys.stdout.flush()
+    if subprocess.run([sys.executable, "-m", "autoresume", command, str(folder)], check=False).returncode != 0:
+        raise Failed(f"`autoresume {command} {folder}` failed: see above why")
+
+
+def _import_seconds() -> float:
+    """How long it takes to import torch here, which says how fast this machine is."""
+    began = time.monotonic()
+    found = subprocess.run([sys.executable, "-c", "import torch.distributed.run"], capture_output=True, check=False)
+    if found.returncode != 0:
+        said = found.stderr.decode(errors="replace").strip().splitlines() or ["nothing was said"]
+        raise Failed(f"torch can't be imported by {sys.executable}: {said[-1]}")
+    return time.monotonic() - began
+
+
+def _in_words(seconds: float) -> str:
+    if seconds < 100:
+        return f"{max(10, round(seconds / 10) * 10)} seconds"
+    return f"{seconds / 60:.1f} minutes" if seconds < 240 else f"{seconds / 60:.0f} minutes"

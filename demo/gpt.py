@@ -1,12 +1,13 @@
 """A small GPT that learns to write Python from the standard library's own source.
 
-An ordinary DDP script; the lines that mention `run` are autoresume's.
+An ordinary DDP script; the lines that mention `run` are autoresume's, and the one that mentions `cue` is the demo's.
 """
 
 import argparse
 import sysconfig
 from pathlib import Path
 
+import cue
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -15,7 +16,7 @@ from torch.utils.data import Dataset
 
 from autoresume import Run, autoresume
 
-CONTEXT, WIDTH, HEADS, LAYERS, BATCH = 64, 192, 6, 4, 8
+CONTEXT, WIDTH, HEADS, LAYERS, BATCH = 64, 128, 4, 3, 8
 
 
 class Source(Dataset):
@@ -23,7 +24,7 @@ class Source(Dataset):
 
     def __init__(self) -> None:
         files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))[:80]
-        text = b"".join(file.read_bytes() for file in files)[:102_500]
+        text = b"".join(file.read_bytes() for file in files)[:61_504]  # 60 steps an epoch
         self.text = torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
 
     def __len__(self) -> int:
@@ -60,7 +61,7 @@ class GPT(nn.Module):
         return self.head(self.norm(self.blocks(self.token(tokens) + self.place.weight)))
 
 
-@autoresume(save_every="25 steps", keep=3, loggers=["tensorboard"], backend="gloo")
+@autoresume(save_every="20 steps", keep=3, loggers=["tensorboard"], backend="gloo")
 def main(run: Run, epochs: int) -> None:
     torch.set_num_threads(1)
     run.seed(1337)
@@ -71,6 +72,7 @@ def main(run: Run, epochs: int) -> None:
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(loader))
     run.track(model=model, optimizer=optimizer, scheduler=scheduler)
     for seen, wanted in run.batches(loader, epochs=epochs):
+        cue.wait(run.step_count, run.rank)  # where the demo interrupts this training, it waits until that is done
         loss = F.cross_entropy(model(seen).flatten(0, 1), wanted.flatten())
         optimizer.zero_grad()
         loss.backward()

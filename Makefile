@@ -13,7 +13,7 @@ demo: environment
 
 test: environment check unit
 
-# Quality gates: lint, format, types, the floors.
+# Quality gates: lint, format, types, the rooms.
 check: environment
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

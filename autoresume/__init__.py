@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from autoresume.run.handle import Run as Run
     from autoresume.run.handle import current as current
     from autoresume.state.pickled import pickled as pickled
-    from autoresume.state.state import replicated as replicated
+    from autoresume.state.replicated import replicated as replicated
 
 _HOMES = {
     "autoresume": "autoresume.run.decorator",
@@ -27,7 +27,7 @@ _HOMES = {
     "Run": "autoresume.run.handle",
     "current": "autoresume.run.handle",
     "pickled": "autoresume.state.pickled",
-    "replicated": "autoresume.state.state",
+    "replicated": "autoresume.state.replicated",
 }
 
 __all__ = [

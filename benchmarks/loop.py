@@ -132,11 +132,11 @@ class Other:
 
 def commits(run_folder: Path) -> dict[int, float]:
     """Of a run of autoresume: step -> wall time at which its checkpoint was committed."""
-    from autoresume.checkpoint.discover import listing
+    from autoresume.checkpoint.discover import list_checkpoints
     from autoresume.storage.local import LocalStorage
 
     found = {}
-    for name in listing(LocalStorage(run_folder)):
+    for name in list_checkpoints(LocalStorage(run_folder)):
         with contextlib.suppress(FileNotFoundError):
             found[name.step] = (run_folder / name.manifest).stat().st_mtime
     return found

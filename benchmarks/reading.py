@@ -34,11 +34,12 @@ from autoresume.checkpoint.commit import commit_if_complete
 from autoresume.checkpoint.persist import Snapshot, persist
 from autoresume.format.digest import canonical
 from autoresume.format.names import CheckpointName
-from autoresume.load.read_checkpoint import choose_and_read, load
+from autoresume.load.load_state import load_state
+from autoresume.load.read_checkpoint import choose_and_read
 from autoresume.ranks.agreement import Ranks
 from autoresume.snapshot.copies import copy_all
 from autoresume.snapshot.layout import make_plan
-from autoresume.state.state import capture
+from autoresume.state.capture import capture
 from autoresume.storage import LocalStorage
 
 NAME = CheckpointName(step=1, incarnation=1, epoch=0, samples=0)
@@ -85,7 +86,7 @@ def restore(storage: LocalStorage, objects: dict[str, Any]) -> None:
     found = choose_and_read(storage, "run", Ranks(), lambda: None, objects)
     assert found is not None
     for name, target in objects.items():
-        load(name, target, found.states[name])
+        load_state(name, target, found.states[name])
 
 
 class Bench:
@@ -97,7 +98,7 @@ class Bench:
         captured = capture(self.objects, frozenset(), frozenset(self.objects))
         plan = make_plan(captured.leaves, 0, 1, {"format": "pt"})
         image = memoryview(mmap.mmap(-1, plan.bytes))
-        plan.begin(image)
+        plan.write_headers(image)
         copy_all(plan.copies, [leaf.tensor for leaf in captured.leaves], image)
         persist(
             self.storage,

@@ -31,16 +31,18 @@ from pathlib import Path
 from typing import Any
 
 from autoresume.checkpoint.commit import commit_if_complete
-from autoresume.checkpoint.custody import settle
-from autoresume.checkpoint.discover import complete_commits, judge, listing
+from autoresume.checkpoint.committed import prune_after_commit
+from autoresume.checkpoint.discover import complete_commits, judge, list_checkpoints
 from autoresume.checkpoint.persist import Snapshot, persist
 from autoresume.checkpoint.retain import Keep, prune
 from autoresume.format import names
 from autoresume.format.digest import canonical
-from autoresume.format.manifest import Chunk, Manifest, chunks_json
+from autoresume.format.manifest import Manifest
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import Chunk, chunks_json
 from autoresume.format.tensorfile import Entry, lay_out
-from autoresume.load.reader import Box, CheckpointReader
+from autoresume.load.boxes import Box
+from autoresume.load.reader import CheckpointReader
 from autoresume.storage.local import LocalStorage
 
 RUN_ID = "scale"
@@ -189,7 +191,7 @@ def one(folder: Path, form: str, ranks: int, tensors: int, checkpoints: int, lat
     name = CheckpointName(step=1_000_000, incarnation=1, epoch=0, samples=1)
     save(storage, report, name, form, ranks, tensors)
     report.measure("discovery: commit what is complete", lambda: complete_commits(storage, free))
-    judged = report.measure("discovery: judge (rank 0)", lambda: judge(storage, listing(storage)[0], RUN_ID))
+    judged = report.measure("discovery: judge (rank 0)", lambda: judge(storage, list_checkpoints(storage)[0], RUN_ID))
     assert judged.problem is None, judged.problem
     manifest = judged.manifest
     for rank in (0, ranks // 2):
@@ -197,7 +199,8 @@ def one(folder: Path, form: str, ranks: int, tensors: int, checkpoints: int, lat
     if checkpoints > 1:
         more_manifests(storage, manifest, checkpoints)
         report.measure(
-            f"settle, {checkpoints} are kept for ever", lambda: settle(storage, name, Keep(3, 1), free, True)
+            f"settle, {checkpoints} are kept for ever",
+            lambda: prune_after_commit(storage, name, Keep(3, 1), free, True),
         )
         for _ in range(3):
             command = [sys.executable, "-m", "autoresume", "ls", str(folder)]

@@ -6,13 +6,14 @@ something within one process only, and is never stored.
 
 from __future__ import annotations
 
+import os
 import sys
 from types import CodeType
 
-Place = tuple[tuple[CodeType, int], ...]
+CallSite = tuple[tuple[CodeType, int], ...]
 
 
-def here() -> Place:
+def call_site() -> CallSite:
     """The place in the script that is running now."""
     frame, found = sys._getframe(1), []
     while frame is not None:
@@ -20,3 +21,12 @@ def here() -> Place:
             found.append((frame.f_code, frame.f_lasti))
         frame = frame.f_back  # type: ignore[assignment]
     return tuple(found)
+
+
+def where(site: CallSite) -> str:
+    """For people: file and line, e.g. "train.py:31"."""
+    if not site:
+        return "the script"
+    code, instruction = site[0]
+    lines = (line for begin, end, line in code.co_lines() if begin <= instruction < end and line is not None)
+    return f"{os.path.basename(code.co_filename)}:{next(lines, code.co_firstlineno)}"

@@ -46,13 +46,13 @@ _counts: dict[str, int] = {}
 _armed = parse(os.environ["AUTORESUME_FAILPOINT"]) if os.environ.get("AUTORESUME_FAILPOINT") else None
 
 
-def observe(observer: Callable[[str], None] | None) -> None:
+def set_observer(observer: Callable[[str], None] | None) -> None:
     """Call `observer(name)` at each failpoint of this process; None turns it off."""
     global _observer
     _observer = observer
 
 
-def reach(name: str) -> None:
+def failpoint(name: str) -> None:
     """Mark a place. Does nothing unless a test armed it; then it may raise OSError."""
     if _observer is not None:
         _observer(name)

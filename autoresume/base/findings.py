@@ -43,7 +43,7 @@ def summary(findings: Iterable[Finding]) -> str:
     return f"{counts}: nothing speaks against surviving a preemption"
 
 
-def size(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Bytes in words."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:

@@ -33,18 +33,18 @@ _recorded: deque[Span] | None = None
 _NOTHING: AbstractContextManager[None] = contextlib.nullcontext()
 
 
-def record(on: bool) -> None:
+def set_recording(on: bool) -> None:
     """Begin to record in this process, or end it and forget what was recorded."""
     global _recorded
-    if on != recording():
+    if on != is_recording():
         _recorded = deque(maxlen=_MOST) if on else None
 
 
-def recording() -> bool:
+def is_recording() -> bool:
     return _recorded is not None
 
 
-def take() -> list[Span]:
+def take_recorded() -> list[Span]:
     """What was recorded since the last call."""
     found: list[Span] = []
     while _recorded:
@@ -52,7 +52,7 @@ def take() -> list[Span]:
     return found
 
 
-def add(others: Iterable[Iterable[Any]]) -> None:
+def add_recorded(others: Iterable[Iterable[Any]]) -> None:
     """What another process recorded."""
     if _recorded is not None:
         _recorded.extend(Span(*other) for other in others)

@@ -13,13 +13,14 @@ import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from autoresume.base.failpoints import reach
+from autoresume.base.failpoints import failpoint
 from autoresume.base.spans import span
 from autoresume.checkpoint.abandon import explained
 from autoresume.checkpoint.persist import Guard
 from autoresume.errors import CheckpointInvalid
-from autoresume.format.manifest import Manifest, PartEntry, PartHead, entry_of, manifest_of
+from autoresume.format.manifest import Manifest, PartEntry, entry_of, manifest_of
 from autoresume.format.names import CheckpointName, parse_part_file
+from autoresume.format.part import PartHead
 from autoresume.storage.base import Storage
 
 THREADS = 16
@@ -83,11 +84,11 @@ def _commit(
     for folder in sorted(folders):
         storage.sync(name.inside(folder))
     guard()
-    reach("commit.before_manifest")
+    failpoint("commit.before_manifest")
     # Not into a folder that is gone: a process that was stopped since it looked at its guard, for as long as its
     # successors needed to commit this checkpoint, and newer ones, and to prune it, would make a torn one of it.
     storage.add(name.manifest, manifest.to_bytes())
-    reach("commit.after_manifest")
+    failpoint("commit.after_manifest")
     return manifest
 
 

@@ -20,8 +20,9 @@ from autoresume.checkpoint.persist import Guard
 from autoresume.errors import CheckpointInvalid, StorageFailed, StorageFull
 from autoresume.format import names
 from autoresume.format.digest import seal
-from autoresume.format.manifest import Manifest, ManifestHead, Part, PartEntry, PartHead
+from autoresume.format.manifest import Manifest, ManifestHead, PartEntry
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import Part, PartHead
 from autoresume.storage.base import Storage
 
 P = TypeVar("P", bound=PartHead)
@@ -42,17 +43,17 @@ class Judged:
         return self.manifest is not None
 
 
-def listing(storage: Storage) -> list[CheckpointName]:
+def list_checkpoints(storage: Storage) -> list[CheckpointName]:
     """All folders that are named like a checkpoint, newest first, unjudged."""
     return sorted(folders(storage), reverse=True)
 
 
 def newest_step(storage: Storage) -> int:
     """The step of the newest committed checkpoint; 0 if there is none."""
-    return next((name.step for name in listing(storage) if storage.size(name.manifest) is not None), 0)
+    return next((name.step for name in list_checkpoints(storage) if storage.size(name.manifest) is not None), 0)
 
 
-def glance(storage: Storage, name: CheckpointName, run_id: str | None = None) -> ManifestHead:
+def judge_quickly(storage: Storage, name: CheckpointName, run_id: str | None = None) -> ManifestHead:
     """What a committed checkpoint says of itself. Its manifest is whole; nothing else is looked at.
 
     Raises FileNotFoundError if it was never committed, CheckpointInvalid, with `run_id` also for another run's.
@@ -136,7 +137,7 @@ def _checked(storage: Storage, manifest: Manifest, rank: int, parse: Callable[[b
 def complete_commits(storage: Storage, guard: Guard) -> list[CheckpointName]:
     """Commit what a dead incarnation had finished writing but not published. Returns what was completed."""
     completed = []
-    for name in listing(storage):
+    for name in list_checkpoints(storage):
         if not has_manifest(storage, name):
             try:
                 if commit_if_complete(storage, name, guard) is not None:

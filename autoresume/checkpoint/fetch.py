@@ -18,8 +18,8 @@ from pathlib import Path
 
 from autoresume.errors import CheckpointInvalid
 from autoresume.format.digest import seal_of
-from autoresume.format.manifest import File
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import File
 from autoresume.storage.base import Reader, Storage
 from autoresume.storage.reading import Target, open_file
 
@@ -73,7 +73,7 @@ def fetch(
     _run(storage, name, [block for one in wanted for block in _blocks_with_targets(one)], images or {})
 
 
-def check(storage: Storage, name: CheckpointName, file: File) -> None:
+def verify_file(storage: Storage, name: CheckpointName, file: File) -> None:
     """Read all of a file and keep nothing. Raises CheckpointInvalid, OSError."""
     _run(storage, name, [_Block(file, index, (), False) for index in range(len(file.digests))], {})
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from autoresume.base.failpoints import reach
+from autoresume.base.failpoints import failpoint
 from autoresume.errors import CheckpointInvalid, RunIsLive, StaleIncarnation
 from autoresume.format import names
 from autoresume.storage.base import Storage
@@ -141,7 +141,7 @@ def claim(
             _refuse_if_alive(storage, taken[-1], own)
         record = make(taken[-1] + 1 if taken else 1)
         if storage.create(names.incarnation_file(record.number), record.to_bytes()):
-            reach("incarnation.claimed")
+            failpoint("incarnation.claimed")
             return record
     raise RunIsLive("other processes claim this run again and again; are many jobs started on one run directory?")
 
@@ -191,12 +191,12 @@ def _heart_beats(storage: Storage, number: int) -> bool:
     return False
 
 
-def beat(storage: Storage, number: int) -> None:
+def write_heartbeat(storage: Storage, number: int) -> None:
     """Show other machines that this incarnation lives. Called every HEARTBEAT_SECONDS."""
     storage.write(names.heartbeat_file(number), repr(time.time()).encode())
 
 
-def last_sign(storage: Storage, number: int) -> float | None:
+def last_sign_of_life(storage: Storage, number: int) -> float | None:
     """When a life that has not ended was last heard of (seconds since 1970), if that is known."""
     try:
         return float(storage.read(names.heartbeat_file(number)))
@@ -211,7 +211,7 @@ def update(storage: Storage, number: int, change: Callable[[Incarnation], None])
     storage.write(names.incarnation_file(number), record.to_bytes())
 
 
-def end(
+def record_end(
     storage: Storage, number: int, how: str, step: int | None, why: str, more: Mapping[str, Any] | None = None
 ) -> None:
     """Write how it ended, unless that is known already. `more`: the cause, the node, the error and the like."""

@@ -16,15 +16,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from autoresume.base.failpoints import reach
+from autoresume.base.failpoints import failpoint
 from autoresume.base.spans import span
 from autoresume.checkpoint.abandon import explained, folders, last_good, or_abandoned
-from autoresume.checkpoint.fetch import check
+from autoresume.checkpoint.fetch import verify_file
 from autoresume.errors import CheckpointInvalid, StorageFull
 from autoresume.format import names
 from autoresume.format.digest import BLOCK_BYTES, blocks, seal, seal_blocks
-from autoresume.format.manifest import File, Labels, PartHead, part_bytes
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import File, Labels, PartHead, part_bytes
 from autoresume.format.tensorfile import aligned
 from autoresume.storage.base import Storage
 
@@ -124,7 +124,8 @@ def _write_or_link(storage: Storage, snapshot: Snapshot, record: File, image: me
             if PartHead.from_bytes(storage.read(one.part(snapshot.rank))).unchanged != record:
                 continue
             if one.incarnation != name.incarnation:
-                check(storage, one, record)  # once a life: a disk that spoilt it must not spoil all that come after it
+                # Once a life: a disk that spoilt it must not spoil all that come after it.
+                verify_file(storage, one, record)
             storage.link(one.inside(record.name), name.inside(record.name), or_copy=False)
             return
         except (OSError, CheckpointInvalid):
@@ -137,7 +138,7 @@ def _persist(storage: Storage, snapshot: Snapshot, guard: Guard) -> None:
     name = snapshot.checkpoint
     shard, unchanged = snapshot.shard, snapshot.unchanged
     _check_room(storage, snapshot, snapshot.bytes - len(unchanged or b""))
-    reach("persist.room")
+    failpoint("persist.room")
     for file, least in snapshot.sync.items():
         storage.sync(file)
         if (storage.size(file) or 0) < least:
@@ -151,7 +152,7 @@ def _persist(storage: Storage, snapshot: Snapshot, guard: Guard) -> None:
         storage.write(name.shard(snapshot.rank), shard)
         if second is not None and unchanged is not None:
             _write_or_link(storage, snapshot, second.result(), unchanged)
-    reach("persist.shard_written")
+    failpoint("persist.shard_written")
     attachments = {}
     for key, (file, data) in snapshot.attachments.items():
         storage.write(name.inside(file), data)
@@ -173,4 +174,4 @@ def _persist(storage: Storage, snapshot: Snapshot, guard: Guard) -> None:
     part = part_bytes(head, snapshot.chunks, snapshot.tree, snapshot.about)
     guard()
     storage.write(name.part(snapshot.rank), part)
-    reach("persist.part_written")
+    failpoint("persist.part_written")

@@ -19,7 +19,7 @@ def ask_to_stop(storage: Storage, why: str) -> None:
     storage.write(names.STOP_REQUEST, json.dumps({"time": time.time(), "why": why}).encode())
 
 
-def stop_is_wanted(storage: Storage, since: float = 0.0) -> str | None:
+def stop_requested(storage: Storage, since: float = 0.0) -> str | None:
     """Why, if somebody has asked for it since that moment."""
     try:
         request = json.loads(storage.read(names.STOP_REQUEST))
@@ -30,5 +30,5 @@ def stop_is_wanted(storage: Storage, since: float = 0.0) -> str | None:
 
 def clear(storage: Storage, before: float) -> None:
     """A life begins that was started at that moment, on purpose: what was asked for earlier is void."""
-    if stop_is_wanted(storage, before) is None:
+    if stop_requested(storage, before) is None:
         storage.remove(names.STOP_REQUEST)

@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from autoresume.base.failpoints import reach
+from autoresume.base.failpoints import failpoint
 from autoresume.checkpoint.abandon import has_manifest
-from autoresume.checkpoint.discover import listing
+from autoresume.checkpoint.discover import list_checkpoints
 from autoresume.checkpoint.persist import Guard
 from autoresume.checkpoint.sidefiles import walk
 from autoresume.format import names
-from autoresume.format.manifest import Labels
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import Labels
 from autoresume.storage.base import Storage
 
 
@@ -87,16 +87,16 @@ def prune(storage: Storage, committed: Sequence[Committed], keep: Keep, guard: G
     gone = superfluous(committed, keep)
     for name in gone:
         guard()
-        reach("prune.before_remove")
+        failpoint("prune.before_remove")
         storage.remove(name.folder)
-        reach("prune.after_remove")
+        failpoint("prune.after_remove")
     return gone
 
 
 def collect_failed(storage: Storage, committed: CheckpointName, guard: Guard) -> list[CheckpointName]:
     """Delete what this incarnation began before `committed` and could not write whole; returns what it was."""
     gone = []
-    for name in listing(storage):
+    for name in list_checkpoints(storage):
         if name.incarnation == committed.incarnation and name < committed and not has_manifest(storage, name):
             guard()
             storage.remove(name.folder)
@@ -126,7 +126,7 @@ def collect_garbage(storage: Storage, incarnation: int, guard: Guard) -> list[st
     Called after this incarnation's first commit, so that whatever was there stays until a successor is.
     """
     gone = []
-    for name in listing(storage):
+    for name in list_checkpoints(storage):
         if name.incarnation < incarnation and not has_manifest(storage, name):
             guard()
             storage.remove(name.folder)

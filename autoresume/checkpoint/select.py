@@ -55,7 +55,7 @@ class Chosen:
     why: str
 
 
-def choose(selector: str, committed: Sequence[Committed], best: Best | None = None, where: str = "there") -> Chosen:
+def select(selector: str, committed: Sequence[Committed], best: Best | None = None, where: str = "there") -> Chosen:
     """The checkpoint that `selector` means, of the committed ones. `best`: what the run calls its best.
 
     `best.<metric>` may end in `:min` or `:max`. A place names any of epoch, update (step) and samples, `E3`, `U1200` or

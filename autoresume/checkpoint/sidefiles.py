@@ -15,12 +15,12 @@ from autoresume.storage.base import Storage
 log = logging.getLogger("autoresume")
 
 
-def is_one(file: str) -> bool:
+def is_side_file(file: str) -> bool:
     """Whether a file inside a checkpoint is a side file."""
     return file.startswith(f"{names.FILES}/")
 
 
-def enclose(storage: Storage, name: CheckpointName) -> tuple[str, ...]:
+def copy_into(storage: Storage, name: CheckpointName) -> tuple[str, ...]:
     """Give every side file a second name in the checkpoint's folder; their names inside of it.
 
     Never raises for the storage's sake: a file that could not be enclosed is named all the same, so that
@@ -36,7 +36,7 @@ def enclose(storage: Storage, name: CheckpointName) -> tuple[str, ...]:
     return files
 
 
-def put_back(storage: Storage, name: CheckpointName | None, files: tuple[str, ...], incarnation: int) -> list[str]:
+def restore_files(storage: Storage, name: CheckpointName | None, files: tuple[str, ...], incarnation: int) -> list[str]:
     """Make the run's side files those of the checkpoint (none, if there is none); what was put aside."""
     newer = [file for file in walk(storage, names.FILES) if file not in files]
     for file in newer:

@@ -26,4 +26,4 @@ def _verify_files(storage: Storage, name: CheckpointName, manifest: Manifest) ->
     for rank in range(manifest.world_size):
         part = load_part(storage, manifest, rank)
         for file in part.all_files:
-            fetch.check(storage, name, file)
+            fetch.verify_file(storage, name, file)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from autoresume.base.findings import Finding, Verdict, size
+from autoresume.base.findings import Finding, Verdict, format_bytes
 
 _SHARED = re.compile(
     r"(nfs4?|lustre|gpfs|beegfs|fhgfs|ceph|cifs|smb3|smbfs|wekafs|panfs|pvfs2|orangefs|glusterfs|afs|gfs2|ocfs2|9p|virtiofs"
@@ -106,11 +106,11 @@ def left_of(text: str) -> int | None:
 def judge_quota(command: str, left: int | None, needed: int | None) -> Finding:
     if left is None:
         return Finding("quota", Verdict.PASS, f"`{command}` tells of no limit", "the file system's free space counts")
-    found, free = f"{size(left)} left", "Free some, lower `keep`, or ask for more."
+    found, free = f"{format_bytes(left)} left", "Free some, lower `keep`, or ask for more."
     if left <= 0:
         return Finding("quota", Verdict.FAIL, found, "nothing can be saved", free)
     if needed is not None and left < needed:
-        short = f"the checkpoints need {size(needed)}: saves will fail"
+        short = f"the checkpoints need {format_bytes(needed)}: saves will fail"
         return Finding("quota", Verdict.FAIL, found, short, free)
     return Finding(
         "quota", Verdict.PASS, found, "enough for the checkpoints" if needed else "the state's size is unknown"

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoresume.base.findings import Finding, Verdict
-from autoresume.base.findings import size as in_words
+from autoresume.base.findings import format_bytes as in_words
 from autoresume.format.names import temporary
 from autoresume.storage.local import LocalStorage
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from autoresume.base.findings import Finding, Verdict, size
+from autoresume.base.findings import Finding, Verdict, format_bytes
 from autoresume.checks.filesystem import kind_of
 from autoresume.handoff.mailbox import memory_parent
 
@@ -91,14 +91,14 @@ def _room(memory: Memory, share: int | None) -> Finding:
     lost = "snapshots are kept in the ranks' own memory instead, and are lost with a rank that is killed"
     if not memory.kind:
         return Finding(name, Verdict.WARN, f"{memory.folder} is not there, or closed to you", lost, larger)
-    found = f"{memory.folder}: {memory.kind}, {size(memory.free)} of {size(memory.total)} free"
+    found = f"{memory.folder}: {memory.kind}, {format_bytes(memory.free)} of {format_bytes(memory.total)} free"
     if memory.kind not in _IN_MEMORY:
         slow = "training stands still for as long as that disk takes to store a snapshot"
         return Finding(name, Verdict.WARN, found, slow, "Name a tmpfs in AUTORESUME_MEMORY.")
     if share is None:
         unknown = f"it has to hold {_SNAPSHOTS} snapshots of this node's share of the state, whose size is not known"
         return Finding(name, Verdict.UNKNOWN, found, unknown, "Give --state-size, e.g. --state-size 1.5GB.")
-    needed = f"{_SNAPSHOTS} snapshots of this node's {size(share)} need {size(_SNAPSHOTS * share)}"
+    needed = f"{_SNAPSHOTS} snapshots of this node's {format_bytes(share)} need {format_bytes(_SNAPSHOTS * share)}"
     if memory.free < share:
         return Finding(name, Verdict.WARN, found, f"{needed}: {lost}", larger)
     if memory.free < _SNAPSHOTS * share:
@@ -110,10 +110,10 @@ def _room(memory: Memory, share: int | None) -> Finding:
 def _bound(memory: Memory, share: int | None) -> Finding:
     name = "memory limit"
     if memory.limit is None:
-        free, found = memory.available, f"no limit, {size(memory.available)} of the machine available"
+        free, found = memory.available, f"no limit, {format_bytes(memory.available)} of the machine available"
     else:
         free = min(memory.available, memory.limit - memory.used)
-        found = f"{size(memory.limit)} for this control group, {size(free)} of it left"
+        found = f"{format_bytes(memory.limit)} for this control group, {format_bytes(free)} of it left"
     counts = f"snapshots in {memory.folder} count against it"
     if share is None:
         if memory.limit is None:
@@ -121,11 +121,11 @@ def _bound(memory: Memory, share: int | None) -> Finding:
         return Finding(name, Verdict.UNKNOWN, found, counts, "Give --state-size, e.g. --state-size 1.5GB.")
     needed = _SNAPSHOTS * share
     if free < needed:
-        killed = f"{counts}: with {size(needed)} of them the job is killed for its memory"
+        killed = f"{counts}: with {format_bytes(needed)} of them the job is killed for its memory"
         return Finding(name, Verdict.FAIL, found, killed, "Ask for more memory (--mem), or use more nodes.")
-    left = f"{counts}: they take {size(needed)}, and leave {size(free - needed)} to the training"
+    left = f"{counts}: they take {format_bytes(needed)}, and leave {format_bytes(free - needed)} to the training"
     return Finding(name, Verdict.WARN if 2 * needed > free else Verdict.PASS, found, left, _more(needed, free))
 
 
 def _more(needed: int, free: int) -> str:
-    return f"Add {size(needed)} to what the training alone needs (--mem)." if 2 * needed > free else ""
+    return f"Add {format_bytes(needed)} to what the training alone needs (--mem)." if 2 * needed > free else ""

@@ -26,21 +26,19 @@ from typing import Any
 
 import psutil
 
-from autoresume.base.findings import size
+from autoresume.base.findings import format_bytes
 from autoresume.checkpoint.commit import commit_if_complete
 from autoresume.checkpoint.persist import Snapshot, persist
 from autoresume.checks.folder import nearest, trial
 from autoresume.errors import AutoresumeError, StorageFailed, UsageError
-from autoresume.format.manifest import Chunk, chunks_json
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import Chunk, chunks_json
 from autoresume.format.tensorfile import Entry, lay_out
 from autoresume.handoff.arena import Arena
 from autoresume.handoff.mailbox import memory_root
 from autoresume.run.cadence import Cadence
 from autoresume.storage.local import LocalStorage
 
-STATE_VARIABLE = "BENCH_STATE_BYTES"
-"""Tells the traced training how large its state is."""
 _TENSOR_BYTES = 2_500_000
 """Of a transformer with 125M parameters and AdamW, on average."""
 _HEADROOM_BYTES = 128 << 20
@@ -142,9 +140,9 @@ def _room(folder: Path, state_bytes: int, ranks: int) -> int:
     needed = state_bytes + ranks * _HEADROOM_BYTES
     if free < needed:
         raise UsageError(
-            f"{nearest(folder)} has {size(free)} free, and one checkpoint of {size(state_bytes)} needs {size(needed)} "
-            "with what is left to others: no run could save there. Free some, choose another folder with --run-dir, "
-            "or give a smaller --state."
+            f"{nearest(folder)} has {format_bytes(free)} free, and one checkpoint of {format_bytes(state_bytes)} needs "
+            f"{format_bytes(needed)} with what is left to others: no run could save there. Free some, choose another "
+            "folder with --run-dir, or give a smaller --state."
         )
     memory = psutil.virtual_memory().available
     stats = os.statvfs(memory_root())
@@ -152,8 +150,8 @@ def _room(folder: Path, state_bytes: int, ranks: int) -> int:
     possible = min(_MOST_BYTES, memory // 4, held // 2)
     if possible < min(state_bytes, _HEADROOM_BYTES):
         raise UsageError(
-            f"there are {size(memory)} of memory available, and {size(held)} in {memory_root()}: too few to try a "
-            f"snapshot of {size(state_bytes)}. Stop what uses them, or ask for more memory."
+            f"there are {format_bytes(memory)} of memory available, and {format_bytes(held)} in {memory_root()}: too "
+            f"few to try a snapshot of {format_bytes(state_bytes)}. Stop what uses them, or ask for more memory."
         )
     return min(state_bytes, possible)
 

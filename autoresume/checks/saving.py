@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoresume.base.findings import Finding, Verdict, size
-from autoresume.checkpoint.discover import judge, listing
+from autoresume.base.findings import Finding, Verdict, format_bytes
+from autoresume.checkpoint.discover import judge, list_checkpoints
 from autoresume.checks.folder import Writing
 from autoresume.format import names
 from autoresume.format.manifest import Manifest
@@ -48,7 +48,7 @@ def _newest(run: Path) -> Iterator[Manifest]:
     storage = LocalStorage(run)
     try:
         run_id = str(json.loads(storage.read(names.RUN))["run_id"])
-        for name in listing(storage):
+        for name in list_checkpoints(storage):
             judged = judge(storage, name, run_id)
             if judged.problem is None and judged.manifest is not None:
                 yield judged.manifest
@@ -61,8 +61,8 @@ def state_finding(state: State | None, nodes: int) -> Finding:
     if state is None:
         missing = "what depends on it can't be judged: memory, free space, and whether a last save fits"
         return Finding("state", Verdict.UNKNOWN, "no checkpoint to see its size by", missing, _SAY_SIZE)
-    share = f"{size(share_of(state, nodes))} on each of {nodes} nodes" if nodes > 1 else "all of it on one node"
-    return Finding("state", Verdict.PASS, f"{size(state.bytes)}, by {state.told_by}", share)
+    share = f"{format_bytes(share_of(state, nodes))} on each of {nodes} nodes" if nodes > 1 else "all of it on one node"
+    return Finding("state", Verdict.PASS, f"{format_bytes(state.bytes)}, by {state.told_by}", share)
 
 
 def share_of(state: State, nodes: int) -> int:
@@ -84,7 +84,7 @@ def fits(estimate: float | None, window: float | None, share: int | None) -> Fin
         return Finding(name, Verdict.UNKNOWN, "the size of the state is not known", "it can't be estimated", _SAY_SIZE)
     if estimate is None:
         return Finding(name, Verdict.UNKNOWN, "the speed of writing is not known", "it can't be estimated")
-    found = f"about {estimate:.1f} s for this node's {size(share)}"
+    found = f"about {estimate:.1f} s for this node's {format_bytes(share)}"
     if window is None:
         return Finding(name, Verdict.PASS, found, "no grace time is known to compare that with")
     lost = "steps since the last save are done again after a preemption"

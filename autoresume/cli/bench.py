@@ -18,7 +18,7 @@ import click
 import autoresume
 from autoresume.checkpoint.discover import judge
 from autoresume.checks import saving
-from autoresume.checks.save_cost import STATE_VARIABLE, Estimate, Trial, measure
+from autoresume.checks.save_cost import Estimate, Trial, measure
 from autoresume.cli.common import bytes_of, emit, open_run, pick, seconds_in_words, size
 from autoresume.cli.doctor import slurm
 from autoresume.config import options
@@ -100,11 +100,10 @@ def _trace(folder: Path, state_bytes: int, ranks: int) -> int:
     """Train for the traces' sake; the exit code of `autoresume run`."""
     if folder.exists():
         raise UsageError(f"--profile {folder}: it exists already; give a new folder, for the run that is traced")
-    environment = {**os.environ, "AUTORESUME_RUN_DIR": str(folder), STATE_VARIABLE: str(state_bytes)}
+    environment = {**os.environ, "AUTORESUME_RUN_DIR": str(folder)}
     script = str(Path(autoresume.__file__).parent / "scripts" / "profiled.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "autoresume", "run", "--nproc", str(ranks), script], env=environment, check=False
-    )
+    command = [sys.executable, "-m", "autoresume", "run", "--nproc", str(ranks), script, str(state_bytes)]
+    done = subprocess.run(command, env=environment, check=False)
     if done.returncode == 0:
         click.echo(f"tensorboard --logdir {folder / names.TRACES}   # needs pip install 'autoresume-hpc[profile]'")
     return done.returncode
@@ -162,7 +161,7 @@ def _grace(partition: str | None) -> tuple[float, str]:
     _, ends, _ = slurm(partition, None, None)
     if ends is not None and ends.mode != "off":
         return ends.seconds, "Slurm"
-    return options.load({}).grace, "the option grace"
+    return options.load_options({}).grace, "the option grace"
 
 
 def _seconds(text: str) -> float:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import autoresume
-from autoresume.base.findings import Finding, Verdict, size
+from autoresume.base.findings import Finding, Verdict, format_bytes
 from autoresume.checkpoint import incarnation
-from autoresume.checkpoint.discover import listing
+from autoresume.checkpoint.discover import list_checkpoints
 from autoresume.checkpoint.incarnation import Incarnation
 from autoresume.cli.sbatch import Submission
 from autoresume.errors import AutoresumeError
@@ -65,7 +65,7 @@ def _watched(
     signalled = time.time()
     commands.run(["scancel", "--signal=TERM", job], 10.0)
     ended = _until(lambda: _ending(_life(storage, 1)), job, _LIFE_SECONDS, "it did not react to SIGTERM")
-    committed = [name for name in listing(storage) if storage.size(name.manifest) is not None]
+    committed = [name for name in list_checkpoints(storage) if storage.size(name.manifest) is not None]
     if ended["how"] != "interrupted" or not committed:
         raise _Ended(f"it ended as {ended['how']} ({ended['why']}), with {len(committed)} checkpoints")
     seconds = max(0.0, storage.path(committed[0].manifest).stat().st_mtime - signalled)
@@ -83,7 +83,7 @@ def _watched(
 
 
 def _save(seconds: float, bytes_of_state: int, grace_seconds: float | None) -> Finding:
-    words = f"{size(bytes_of_state)} were committed {seconds:.1f} s after the signal"
+    words = f"{format_bytes(bytes_of_state)} were committed {seconds:.1f} s after the signal"
     if grace_seconds is None:
         return Finding("canary: save", Verdict.PASS, words, "how much time a preemption leaves is not known")
     if seconds < 0.8 * grace_seconds:

@@ -16,11 +16,16 @@ from rich.table import Table
 from rich.text import Text
 
 from autoresume.checkpoint import incarnation
+from autoresume.checkpoint.committed import committed_checkpoints
+from autoresume.checkpoint.discover import list_checkpoints
 from autoresume.checkpoint.incarnation import Incarnation
+from autoresume.checkpoint.select import select
 from autoresume.config import restore_request
+from autoresume.config.restore_request import RestoreRequest
 from autoresume.errors import UsageError
 from autoresume.format import names
 from autoresume.format.names import CheckpointName
+from autoresume.restore.origins import best_metric_of
 from autoresume.storage.local import LocalStorage
 
 _SILENT_SECONDS = 45.0
@@ -66,24 +71,19 @@ def lives(storage: LocalStorage, record: Incarnation) -> bool:
 
 def pick(storage: LocalStorage, text: str) -> CheckpointName:
     """A checkpoint by its name, or as `restore.select` has it. Raises UsageError listing what there is."""
-    from autoresume.checkpoint.custody import committed_checkpoints
-    from autoresume.checkpoint.discover import listing
-    from autoresume.checkpoint.select import choose
-    from autoresume.restore.origins import best_of
-
-    there = listing(storage)
+    there = list_checkpoints(storage)
     by_name = [name for name in there if str(name) == text or str(name.step) == text.removeprefix("U")]
     if by_name:
         return by_name[0]  # also one that was never committed, or is damaged
     committed = committed_checkpoints(storage)
     if text == "latest" and not committed and there:
         return there[0]
-    return choose(text, committed, best_of(storage), str(storage.root)).name
+    return select(text, committed, best_metric_of(storage), str(storage.root)).name
 
 
 def restore_options(function: Callable[..., None]) -> Callable[..., None]:
     """`--restore.mode` and the other words of `restore`, as options of a command."""
-    for word in reversed(restore_request.WORDS):
+    for word in reversed(restore_request.FIELDS):
         function = click.option(f"--restore.{word}", f"restore_{word}", metavar="...", help=_RESTORE[word])(function)
     return function
 
@@ -103,9 +103,9 @@ _RESTORE = {
 
 def restore_variables(given: dict[str, str | None]) -> dict[str, str]:
     """The environment that says the same. Raises UsageError for what makes no sense."""
-    said = {word: value for word in restore_request.WORDS if (value := given.get(f"restore_{word}")) is not None}
-    restore_request.settled(restore_request.merge(None, said, "the command line"))
-    return {restore_request.variable(word): value for word, value in said.items()}
+    said = {word: value for word in restore_request.FIELDS if (value := given.get(f"restore_{word}")) is not None}
+    RestoreRequest(**restore_request.merge_request(None, said, "the command line"))
+    return {restore_request.variable_name(word): value for word, value in said.items()}
 
 
 def size(count: int) -> str:

@@ -24,7 +24,9 @@ def command(a: str, b: str, only: str, as_json: bool) -> None:
     Tensors, values, and the generators of each rank. Exit code 0 if nothing differs, 1 if something does.
     """
     comparing = importlib.import_module("autoresume.restore.diff")
-    values = [{key: value for key, value in comparing.read(text).items() if key.startswith(only)} for text in (a, b)]
+    values = [
+        {key: value for key, value in comparing.read_values(text).items() if key.startswith(only)} for text in (a, b)
+    ]
     found = comparing.compare(*values)
     rows = [asdict(one) for one in found]
     if not as_json:

@@ -18,9 +18,9 @@ from autoresume.cli.canary import send
 from autoresume.cli.common import bytes_of, emit
 from autoresume.config import options
 from autoresume.errors import UsageError
-from autoresume.slurm import checks, commands, environment, queue
-from autoresume.slurm.checks import Preemption
+from autoresume.slurm import checks, cluster_checks, commands, environment, preemption, queue
 from autoresume.slurm.commands import SlurmAway, SlurmMissing, SlurmRefused
+from autoresume.slurm.preemption import Preemption
 
 _COMMANDS = ("scontrol", "sbatch", "srun")
 _MEETING_SECONDS = 180.0
@@ -100,13 +100,13 @@ def slurm(partition: str | None, qos: str | None, job: str | None) -> tuple[list
     found = [_no_command(name) for name in missing]
     try:
         configuration = queue.configuration(patience_seconds=0.0)  # scontrol has a patience of its own
-        found += checks.cluster(configuration)
+        found += cluster_checks.cluster(configuration)
         view = queue.look(job) if job else None
         if job and view is None:
             raise UsageError(f"--job {job}: Slurm does not know it (any more)")
         settings = _partition(queue.partitions(), partition or (view.partition.split(",")[0] if view else None))
         quality = _quality(configuration, qos or (view.quality if view else None))
-        ends = checks.preemption(configuration, settings, quality)
+        ends = preemption.preemption(configuration, settings, quality)
         found += checks.partition(configuration, settings, quality)
         found += checks.job(view, ends) if view else []
         if "sbatch" not in missing and not view:
@@ -151,7 +151,7 @@ def _partition(known: dict[str, dict[str, str]], name: str | None) -> dict[str, 
 
 def _quality(configuration: dict[str, str], name: str | None) -> dict[str, str] | None:
     """The quality of service, where that decides about preemption and is known."""
-    if not name or not checks.by_quality(configuration):
+    if not name or not preemption.by_quality(configuration):
         return None
     try:
         known = queue.qualities()
@@ -169,7 +169,7 @@ def machine(
     run_dir: Path, state: saving.State | None, nodes: int, several: bool, ends: Preemption | None, inside: bool
 ) -> list[Finding]:
     """What is true of this machine and of the run directory. `several`: lives may be on other machines."""
-    keep = options.load({}).keep
+    keep = options.load_options({}).keep
     size = state.bytes if state else None
     share = saving.share_of(state, nodes) if state else None
     window = ends.seconds if ends and ends.mode not in ("off", "suspend") else None

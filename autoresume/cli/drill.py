@@ -13,9 +13,10 @@ import click
 from autoresume.cli.common import emit
 from autoresume.drill import report, schedule
 from autoresume.drill.cluster import SlurmRun
-from autoresume.drill.drill import IDENTICAL, INCONCLUSIVE, NOT_DETERMINISTIC, SAME_DATA, drill
+from autoresume.drill.drill import IDENTICAL, INCONCLUSIVE, NOT_DETERMINISTIC, SAME_DATA, Drill, Result
 from autoresume.drill.driver import Plan, Run
 from autoresume.drill.record import read
+from autoresume.drill.schedule import Interruption
 from autoresume.errors import UsageError
 from autoresume.node import processes
 
@@ -72,17 +73,9 @@ def command(
         raise UsageError(f"--max-steps {max_steps}: a drill needs at least 2 steps")
     folder = Path(output or Path("drills") / Path(script).stem).absolute()
     _refuse_others(folder)
-    given = None
-    if replayed is not None:
-        try:
-            given = schedule.from_json(Path(replayed).read_text(), replayed)
-        except OSError as error:
-            raise UsageError(f"--schedule {replayed}: {error.strerror or error}") from error
+    given = _schedule(replayed) if replayed is not None else None
     sizes = _sizes(world_size)
-    if sizes and (max_steps is not None or max_seconds is not None):
-        raise UsageError("--world-size compares whole epochs: drill a small configuration, without --max-steps")
-    if slurm is not None and (sizes or max_steps is not None or max_seconds is not None):
-        raise UsageError("--slurm drills whole runs: without --world-size, --max-steps and --max-seconds")
+    _check_combination(bool(sizes), slurm is not None, max_steps is not None or max_seconds is not None)
     ranks = sizes[0] if sizes else ranks
     processes.become_subreaper()
     plan = Plan(
@@ -98,25 +91,44 @@ def command(
         environment={"WANDB_MODE": "offline"},
     )
     make = Run if slurm is None else SlurmRun
-    result = drill(plan, seed, kills, given, max_seconds, _tell, _states, make)
+    result = Drill(_tell, _states, make).run(plan, seed, kills, given, max_seconds)
+    if junit is not None:
+        report.write_junit(result, Path(junit), shlex.join([script, *arguments]))
+    _report(result, folder, f"{script}, seed {seed}", as_json)
+    codes = {IDENTICAL: 0, SAME_DATA: 0, NOT_DETERMINISTIC: EXIT_NOT_DETERMINISTIC, INCONCLUSIVE: EXIT_INCONCLUSIVE}
+    sys.exit(codes.get(result.verdict, EXIT_DIVERGED))
+
+
+def _report(result: Result, folder: Path, title: str, as_json: bool) -> None:
+    """Into the drill's folder, and to whoever has started it."""
     (folder / "schedule.json").write_text(schedule.to_json(result.schedule))
     report.write_json(result, folder / "report.json")
     lines = report.verdict(result) + report.figures(result)
     (folder / "report.txt").write_text("\n".join(lines) + "\n")
-    if junit is not None:
-        report.write_junit(result, Path(junit), shlex.join([script, *arguments]))
     which = "again" if result.verdict == NOT_DETERMINISTIC else "interrupted"
     one, other = (read(folder / name / "records") for name in ("undisturbed", which))
     plotted = report.write_plot(result, one, other, folder / "trajectory.png")
     if as_json:
         click.echo((folder / "report.json").read_text(), nl=False)
-    else:
-        if result.lives:
-            emit(False, report.rows(result), report.COLUMNS, f"{script}, seed {seed}")
-        click.echo("\n".join(lines))
-        click.echo(f"  all of it: {os.path.relpath(folder)}" + (f" ({plotted})" if plotted else ""))
-    codes = {IDENTICAL: 0, SAME_DATA: 0, NOT_DETERMINISTIC: EXIT_NOT_DETERMINISTIC, INCONCLUSIVE: EXIT_INCONCLUSIVE}
-    sys.exit(codes.get(result.verdict, EXIT_DIVERGED))
+        return
+    if result.lives:
+        emit(False, report.rows(result), report.COLUMNS, title)
+    click.echo("\n".join(lines))
+    click.echo(f"  all of it: {os.path.relpath(folder)}" + (f" ({plotted})" if plotted else ""))
+
+
+def _schedule(file: str) -> list[Interruption]:
+    try:
+        return schedule.from_json(Path(file).read_text(), file)
+    except OSError as error:
+        raise UsageError(f"--schedule {file}: {error.strerror or error}") from error
+
+
+def _check_combination(resized: bool, on_slurm: bool, shortened: bool) -> None:
+    if resized and shortened:
+        raise UsageError("--world-size compares whole epochs: drill a small configuration, without --max-steps")
+    if on_slurm and (resized or shortened):
+        raise UsageError("--slurm drills whole runs: without --world-size, --max-steps and --max-seconds")
 
 
 def _tell(text: str) -> None:
@@ -143,7 +155,7 @@ def _refuse_others(folder: Path) -> None:
 def _states(one: str, other: str) -> list[str]:
     """What of the latest checkpoints of two runs differs."""
     comparing = importlib.import_module("autoresume.restore.diff")
-    found = comparing.compare(comparing.read(one), comparing.read(other))
+    found = comparing.compare(comparing.read_values(one), comparing.read_values(other))
     found = [line for line in found if line.what != "pickle"]  # their content was compared in each step
     more = [f"... and {len(found) - _SHOWN} more: autoresume diff {one} {other}"] if len(found) > _SHOWN else []
     return [f"the final {line.name} ({line.what})" for line in found[:_SHOWN]] + more

@@ -40,12 +40,12 @@ def command(
     checkpoint, epoch, step, samples, run, run_id, tag, timestamp.
     """
     exporting = importlib.import_module("autoresume.restore.export")
-    found, about = exporting.find(source, checkpoint)
-    tensors = exporting.pick(found, model)
+    found, about = exporting.find_weights(source, checkpoint)
+    tensors = exporting.pick_model(found, model)
     name = model or (next(iter(found.models)) if len(found.models) == 1 else "") or "model"
     given = dict(_pair(word) for word in fields)
     if template is not None:
-        path = Path(target or ".") / exporting.name_of(template, {"model": name, **about, **given})
+        path = Path(target or ".") / exporting.file_name(template, {"model": name, **about, **given})
     else:
         path = Path(target or f"{about['run']}-{about['checkpoint']}{_SUFFIXES[kind]}")
     written = exporting.export(tensors, about, path, kind, bytes_of("--max-shard-size", max_shard_size), force)

@@ -17,4 +17,4 @@ from autoresume.cli.node import say
 def command(source: str, target: Path, model: str | None) -> None:
     """Make a run directory of the weights in SOURCE (a file, a folder, a URL), with one checkpoint, after step 0."""
     say("autoresume import")
-    click.echo(importlib.import_module("autoresume.run.import_weights").bring_in(source, target, model))
+    click.echo(importlib.import_module("autoresume.run.import_weights").import_weights(source, target, model))

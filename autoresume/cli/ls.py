@@ -7,12 +7,13 @@ from typing import Any
 import click
 
 from autoresume.checkpoint import tags
-from autoresume.checkpoint.discover import Judged, glance, judge, listing
+from autoresume.checkpoint.discover import Judged, judge, judge_quickly, list_checkpoints
 from autoresume.cli.common import age, emit, open_run, size
 from autoresume.errors import CheckpointInvalid
 from autoresume.format import names
-from autoresume.format.manifest import Labels, Manifest, ManifestHead
+from autoresume.format.manifest import Manifest, ManifestHead
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import Labels
 from autoresume.storage.local import LocalStorage
 
 _FILES_LOOKED_AT = 2000
@@ -33,8 +34,8 @@ def command(run: str, deep: bool, as_json: bool) -> None:
     """
     storage, run_id = open_run(run)
     rows: list[dict[str, Any]] = []
-    looked_at, later = 0, tags.given(storage)
-    for name in listing(storage):
+    looked_at, later = 0, tags.given_tags(storage)
+    for name in list_checkpoints(storage):
         found: Judged | ManifestHead | None = None
         if looked_at >= _FILES_LOOKED_AT and not deep:
             found = _at_a_glance(storage, name, run_id)
@@ -65,7 +66,7 @@ _WORDS = {True: "valid", None: "committed"}
 def _at_a_glance(storage: LocalStorage, name: CheckpointName, run_id: str) -> ManifestHead | None:
     """None where a glance shows that something is wrong: what it is, is judged."""
     try:
-        return glance(storage, name, run_id)
+        return judge_quickly(storage, name, run_id)
     except (CheckpointInvalid, OSError):
         return None
 

@@ -14,9 +14,10 @@ from autoresume.errors import UsageError
 from autoresume.format.digest import signing_key
 from autoresume.node import batch_job
 from autoresume.node.batch_job import SlurmCluster
-from autoresume.node.brain import parse_budget
-from autoresume.node.daemon import NodeDaemon, Plan
-from autoresume.restore.beginning import default_folder
+from autoresume.node.daemon import NodeDaemon
+from autoresume.node.plan import Plan
+from autoresume.node.verdicts import parse_budget
+from autoresume.restore.beginning import default_run_folder
 from autoresume.slurm import environment as slurm_environment
 from autoresume.slurm.environment import Task
 
@@ -75,10 +76,7 @@ def command(
     nodes = nodes if nodes is not None else task.tasks if task else 1
     node_rank = node_rank if node_rank is not None else task.rank if task else 0
     _check(ranks, nodes, node_rank, spares, bare, task)
-    run_folder = batch_job.run_folder_of(os.environ) or run_folder_of_command(list(command))
-    folder = Path(meeting) if meeting else None
-    if task is not None and run_folder is not None:
-        folder = folder or batch_job.job_folder(run_folder, task)
+    folder = Path(meeting) if meeting else _job_folder(list(command), task)
     if nodes > 1 and folder is None:
         raise UsageError("several nodes need a folder to meet in: give --meeting, or AUTORESUME_RUN_DIR")
     environment = dict(os.environ)
@@ -105,6 +103,12 @@ def command(
         budgets=dict(parse_budget(word) for word in budget),
     )
     sys.exit(NodeDaemon(plan, cluster).run())
+
+
+def _job_folder(command: list[str], task: Task | None) -> Path | None:
+    """The job's own in the run directory, where there is a job, and the run is known."""
+    run_folder = batch_job.run_folder_of(os.environ) or run_folder_of_command(command)
+    return batch_job.job_folder(run_folder, task) if task is not None and run_folder is not None else None
 
 
 def _check(ranks: int, nodes: int, node_rank: int, spares: int, bare: bool, task: Task | None) -> None:
@@ -153,5 +157,5 @@ def run_folder_of_command(words: list[str]) -> Path | None:
     """Where the script of a command keeps its run by default: the first word that is a python file."""
     for index, word in enumerate(words):
         if word.endswith(".py") and Path(word).is_file():
-            return default_folder(words[index:], Path.cwd())
+            return default_run_folder(words[index:], Path.cwd())
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from autoresume.checkpoint import incarnation
-from autoresume.checkpoint.custody import committed_checkpoints
+from autoresume.checkpoint.committed import committed_checkpoints
 from autoresume.checkpoint.discover import judge
 from autoresume.checkpoint.retain import Keep, superfluous
 from autoresume.cli.common import emit, open_run

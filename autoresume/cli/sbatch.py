@@ -17,10 +17,11 @@ import click
 from autoresume.base import code_revision
 from autoresume.cli import jobs
 from autoresume.config import restore_request
+from autoresume.config.restore_request import RestoreRequest
 from autoresume.errors import UsageError
 from autoresume.format import names
-from autoresume.node.brain import parse_budget
-from autoresume.restore.beginning import default_folder
+from autoresume.node.verdicts import parse_budget
+from autoresume.restore.beginning import default_run_folder
 from autoresume.slurm import options, remarks, script, submit
 from autoresume.slurm.commands import SlurmMissing, present
 from autoresume.slurm.options import Parsed
@@ -40,7 +41,7 @@ _OURS = {
     "successor": False,
     "again": False,
     "json": False,
-    **{f"restore.{word}": True for word in restore_request.WORDS},
+    **{f"restore.{word}": True for word in restore_request.FIELDS},
 }
 _HELP = """Submit SCRIPT with its ARGUMENTS, once: the job looks after itself until it is finished.
 
@@ -108,7 +109,7 @@ class Submission:
     def __init__(self, parsed: Parsed, path: Path) -> None:
         self.parsed, self.path = parsed, path
         given = parsed.ours.get("run-dir")
-        folder = Path(given[-1]) if given else default_folder(parsed.rest, Path.cwd(), self._restore())
+        folder = Path(given[-1]) if given else default_run_folder(parsed.rest, Path.cwd(), self._restore())
         self.run_folder = (Path.cwd() / folder).absolute()
         self.storage = LocalStorage(self.run_folder)
         self.array = "array" in parsed.slurm
@@ -153,13 +154,13 @@ class Submission:
 
     def _restore(self) -> dict[str, str]:
         """What the options say about `restore`. Raises UsageError."""
-        given = {word: self.parsed.ours[f"restore.{word}"][-1] for word in restore_request.WORDS
+        given = {word: self.parsed.ours[f"restore.{word}"][-1] for word in restore_request.FIELDS
                  if f"restore.{word}" in self.parsed.ours}  # fmt: skip
-        restore_request.settled(restore_request.merge(None, given, "the command line"))
+        RestoreRequest(**restore_request.merge_request(None, given, "the command line"))
         return given
 
     def _restore_variables(self) -> list[tuple[str, str]]:
-        return [(restore_request.variable(word), value) for word, value in self._restore().items()]
+        return [(restore_request.variable_name(word), value) for word, value in self._restore().items()]
 
     def _kept(self) -> Path:
         folder = self.run_folder / names.SUBMISSIONS

@@ -16,13 +16,13 @@ from rich.table import Table
 from rich.text import Text
 
 from autoresume.checkpoint import incarnation, requests
-from autoresume.checkpoint.discover import listing
+from autoresume.checkpoint.discover import list_checkpoints
 from autoresume.checkpoint.incarnation import Incarnation
 from autoresume.cli import jobs
 from autoresume.cli.common import age, emit, lives, open_run, seconds_in_words, tasks_of
 from autoresume.errors import AutoresumeError, UsageError
 from autoresume.format import names
-from autoresume.node import aftermath, brain
+from autoresume.node import conclusion, verdicts
 from autoresume.slurm.job import JobView
 from autoresume.storage.local import LocalStorage
 
@@ -93,7 +93,7 @@ def describe(storage: LocalStorage) -> dict[str, Any]:
     progress = _progress(storage)
     last = records[-1] if records else None
     state, why = _state(storage, last, views)
-    committed = [name for name in listing(storage) if storage.size(name.manifest) is not None]
+    committed = [name for name in list_checkpoints(storage) if storage.size(name.manifest) is not None]
     training = last is not None and last.ended is None and progress.get("incarnation") == last.number
     said = [progress.get("step"), last.ended.get("step") if last and last.ended else None]
     reached = [step for step in [*said, committed[0].step if committed else None] if step is not None]
@@ -119,7 +119,7 @@ def describe(storage: LocalStorage) -> dict[str, Any]:
         "save_every_seconds": progress.get("save_every_seconds"),
         "failure_seconds": progress.get("failure_seconds"),
         "budgets": _budgets(storage, None if last is None or last.ended else last.number),
-        "stop_asked": requests.stop_is_wanted(storage),
+        "stop_asked": requests.stop_requested(storage),
     }
     return found
 
@@ -177,10 +177,10 @@ def _life(record: Incarnation) -> dict[str, Any]:
 
 def _budgets(storage: LocalStorage, living: int | None) -> dict[str, str]:
     """Causes that were met within a day: how often, of how many. A life that goes on has none."""
-    past = [life for life in aftermath.past_lives(storage) if living is None or life.number != living]
+    past = [life for life in conclusion.past_lives(storage) if living is None or life.number != living]
     found = {}
-    for cause, budget in brain.BUDGETS.items():
-        count = brain.within_a_day(past, cause, time.time())
+    for cause, budget in verdicts.BUDGETS.items():
+        count = verdicts.within_a_day(past, cause, time.time())
         if count:
             found[cause.value] = f"{count} of {'any number' if budget is None else budget}"
     return found

@@ -21,8 +21,8 @@ def command(run: str, tag: str, checkpoint: str, remove: bool) -> None:
     """
     storage, _ = open_run(run)
     if remove:
-        if not tags.take(storage, tag):
-            there = sorted({one for given in tags.given(storage).values() for one in given})
+        if not tags.remove_tag(storage, tag):
+            there = sorted({one for given in tags.given_tags(storage).values() for one in given})
             raise UsageError(
                 f"no checkpoint of {run} was given the tag {tag!r}; given were {', '.join(there) or 'none'}"
             )
@@ -31,5 +31,5 @@ def command(run: str, tag: str, checkpoint: str, remove: bool) -> None:
     name = pick(storage, checkpoint)
     if storage.size(name.manifest) is None:
         raise UsageError(f"{name} was never committed, and can't be tagged")
-    tags.give(storage, name, tag)
+    tags.add_tag(storage, name, tag)
     click.echo(f"{name} has the tag {tag}")

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from autoresume.checkpoint.discover import listing
+from autoresume.checkpoint.discover import list_checkpoints
 from autoresume.checkpoint.verify import verify
 from autoresume.cli.common import emit, open_run, pick
 
@@ -21,7 +21,7 @@ def command(run: str, checkpoint: str | None, as_json: bool) -> None:
     Exit code 0: all are whole. 1: at least one isn't. Nothing is changed.
     """
     storage, run_id = open_run(run)
-    chosen = [pick(storage, checkpoint)] if checkpoint else listing(storage)
+    chosen = [pick(storage, checkpoint)] if checkpoint else list_checkpoints(storage)
     rows = []
     for name in chosen:
         problem = verify(storage, name, run_id)

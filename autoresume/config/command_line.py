@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from autoresume.config.restore_request import Restore, take_arguments
+from autoresume.config.restore_request import RestoreRequest, take_from_arguments
 from autoresume.format.digest import digest
 
 _taken: dict[str, str] = {}
@@ -24,18 +24,18 @@ def take_restore_arguments() -> dict[str, str]:
     What they said, now or earlier. Raises UsageError.
     """
     before = list(sys.argv)
-    _taken.update(take_arguments(sys.argv))
+    _taken.update(take_from_arguments(sys.argv))
     if len(sys.argv) < len(before):
         _taken_words.extend(before)
     return dict(_taken)
 
 
-def whole() -> list[str]:
+def command_line() -> list[str]:
     """The command line as it was given."""
     return list(_taken_words or sys.argv)
 
 
-def default_directory(arguments: list[str], folder: Path, restore: Restore) -> Path:
+def default_run_dir(arguments: list[str], folder: Path, restore: RestoreRequest) -> Path:
     """runs/<script>, with a digest of what else makes the command: arguments, a script that lies elsewhere, and what a
     new run begins with.
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from autoresume.checkpoint.retain import Keep
 from autoresume.checkpoint.select import Best, direction
-from autoresume.config.restore_request import Restore, merge, settled, variables
+from autoresume.config.restore_request import RestoreRequest, from_environment, merge_request
 from autoresume.errors import UsageError
 from autoresume.handoff.signals import parse_signals
 
@@ -41,7 +41,7 @@ _UNITS = {
     **dict.fromkeys(("h", "hour", "hours"), 3600),
     **dict.fromkeys(("d", "day", "days"), 86400),
 }
-_NOTHING = Restore()
+_NOTHING = RestoreRequest()
 _OPTIONAL = {"run_dir", "keep_every", "keep_best", "seed", "stage", "backend", "profile"}
 _BEST = re.compile(r"\s*(?:(\d+)\s+)?(?:(lowest|highest)\s+)?(\S+)\s*")
 
@@ -60,7 +60,7 @@ class Options:
     """Keep one for ever each "1000 steps" or "2 hours"."""
     keep_best: str | None = None
     """Keep the best by a metric, too: "val_loss", "highest accuracy", "3 lowest val_loss"; `best` selects the first."""
-    restore: Restore = _NOTHING
+    restore: RestoreRequest = _NOTHING
     """What a new run begins with, e.g. {"mode": "finetune", "from": "runs/base"}; see docs/restore.md."""
     stage: str | None = None
     """A stage of the run: a folder of its own in the run's, e.g. "pretrain"."""
@@ -176,7 +176,7 @@ def _interval(name: str, value: str | int | None, allow_auto: bool) -> tuple[int
     raise UsageError(f"{name}={value!r}: give a number of steps, '500 steps', '10 minutes' or '2 hours'")
 
 
-def load(
+def load_options(
     given: Mapping[str, Any],
     environment: Mapping[str, str] = os.environ,
     folder: Path | None = None,
@@ -200,9 +200,9 @@ def load(
         and not key.startswith("AUTORESUME_RESTORE_")
     }
     _merge(merged, found, "the environment", prefix="AUTORESUME_")
-    _merge(merged, {"restore": variables(environment)}, "the environment")
+    _merge(merged, {"restore": from_environment(environment)}, "the environment")
     _merge(merged, {"restore": restore or {}}, "the command line")
-    merged["restore"] = settled(merged.get("restore") or {})
+    merged["restore"] = RestoreRequest(**(merged.get("restore") or {}))
     return Options(**merged)
 
 
@@ -227,7 +227,7 @@ def _merge(merged: dict[str, Any], more: Mapping[str, Any], source: str, prefix:
             hint = f"did you mean {prefix + near[0].upper() if prefix else near[0]}?" if near else ""
             raise UsageError(f"unknown option {shown} in {source}; {hint or 'known are ' + ', '.join(sorted(known))}")
         if name == "restore":
-            merged[name] = merge(merged.get(name), value, source)
+            merged[name] = merge_request(merged.get(name), value, source)
         else:
             merged[name] = _convert(name, value, source)
 

@@ -39,7 +39,7 @@ _ELSEWHERE = {
 
 
 @dataclass(frozen=True)
-class Restore:
+class RestoreRequest:
     """How a run begins. `docs/restore.md` says it at length.
 
     | | none | finetune | hotstart | continue |
@@ -118,17 +118,18 @@ class Restore:
         }
 
 
-WORDS = ("mode", "from", "select", "stage", "strict", "fresh", "rename", "remove", "weights")
+FIELDS = ("mode", "from", "select", "stage", "strict", "fresh", "rename", "remove", "weights")
 
 
-def merge(base: Mapping[str, Any] | None, given: Any, where: str) -> dict[str, Any]:
-    """Fields of a Restore: `base`, with what `given` says, a mapping (of YAML, of the decorator, of a configuration
-    library) or a Restore. Whether they make sense together is looked at by `settled`. Raises UsageError."""
+def merge_request(base: Mapping[str, Any] | None, given: Any, where: str) -> dict[str, Any]:
+    """Fields of a RestoreRequest: `base`, with what `given` says, a mapping (of YAML, of the decorator, of a
+    configuration library) or a RestoreRequest. Whether they fit together is looked at when one is made of them.
+    Raises UsageError."""
     values = dict(base or {})
     if given is None:
         return values
-    if isinstance(given, Restore):
-        return {one.name: getattr(given, one.name) for one in fields(Restore)}
+    if isinstance(given, RestoreRequest):
+        return {one.name: getattr(given, one.name) for one in fields(RestoreRequest)}
     if not isinstance(given, Mapping):
         raise UsageError(f"restore={given!r} in {where}: give its parts by name, e.g. {{'mode': ..., 'from': ...}}")
     for word, value in given.items():
@@ -137,23 +138,18 @@ def merge(base: Mapping[str, Any] | None, given: Any, where: str) -> dict[str, A
     return values
 
 
-def settled(values: Mapping[str, Any]) -> Restore:
-    """Raises UsageError where one part needs another."""
-    return Restore(**values)
-
-
-def variable(word: str) -> str:
+def variable_name(word: str) -> str:
     """The environment variable that says this part."""
     return f"{_VARIABLE}{word.upper()}"
 
 
-def variables(environment: Mapping[str, str]) -> dict[str, str]:
+def from_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """AUTORESUME_RESTORE_MODE=... and the like, as a mapping."""
     found = {key: value for key, value in environment.items() if key.startswith(_VARIABLE)}
     return {key.removeprefix(_VARIABLE).lower(): value for key, value in found.items()}
 
 
-def take_arguments(arguments: list[str]) -> dict[str, str]:
+def take_from_arguments(arguments: list[str]) -> dict[str, str]:
     """Take `--restore.mode X`, `--restore.from=Y` out of a command line, in place; what they say. Raises UsageError."""
     found, rest, index = {}, [], 0
     while index < len(arguments):
@@ -179,10 +175,10 @@ def take_arguments(arguments: list[str]) -> dict[str, str]:
 
 
 def _known(word: str, where: str) -> None:
-    if word in WORDS:
+    if word in FIELDS:
         return
-    near = [_ELSEWHERE[word]] if word in _ELSEWHERE else difflib.get_close_matches(word, WORDS, n=1)
-    hint = f"did you mean restore.{near[0]}?" if near else f"known are {', '.join(WORDS)}"
+    near = [_ELSEWHERE[word]] if word in _ELSEWHERE else difflib.get_close_matches(word, FIELDS, n=1)
+    hint = f"did you mean restore.{near[0]}?" if near else f"known are {', '.join(FIELDS)}"
     raise UsageError(f"unknown restore.{word} in {where}; {hint}")
 
 

@@ -1,7 +1,7 @@
 """Loaders and iterables that were not made by `run.loader`, under `run.batches`.
 
-Law: nothing of the user's loader is changed but its workers' handling of our signals. Its batches are
-counted; where it can seek by redrawing indices it does, and where it can't, that is said.
+Law: nothing of the user's loader is changed. Its batches are counted; where it can seek by redrawing indices it does,
+and where it can't, that is said.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
-from autoresume.data import watch
-from autoresume.data.persistent import drawn_privately
-from autoresume.data.positioned import PassTurn
-from autoresume.data.workers import WorkerInit
+from autoresume.data import batch_observer
+from autoresume.data.resumable_loader import PassTurn
+from autoresume.data.worker_seeds import private_worker_seed
 from autoresume.errors import UsageError
 from autoresume.state import rng
-from autoresume.state.generator import GENERATORS, GeneratorState
+from autoresume.state.generator import GENERATOR_TYPES, GeneratorState
 
 log = logging.getLogger("autoresume")
 
@@ -48,15 +47,16 @@ class ForeignLoader:
         """The restored pass had come to its end: it gives nothing."""
         self._handed_out = 0
         self._before_first = before_first
-        if isinstance(loader, DataLoader) and loader.num_workers > 0:
-            if not isinstance(loader.worker_init_fn, WorkerInit):
-                loader.worker_init_fn = WorkerInit(loader.worker_init_fn)
-            if not isinstance(loader.dataset, IterableDataset):
-                log.warning(
-                    "the workers of a DataLoader that was not made by run.loader draw random numbers that depend on "
-                    "their whole past: random augmentations differ after a resume in the middle of an epoch. Make it "
-                    "with run.loader(dataset, ...) to have them exact."
-                )
+        if (
+            isinstance(loader, DataLoader)
+            and loader.num_workers > 0
+            and not isinstance(loader.dataset, IterableDataset)
+        ):
+            log.warning(
+                "the workers of a DataLoader that was not made by run.loader draw random numbers that depend on "
+                "their whole past: random augmentations differ after a resume in the middle of an epoch. Make it "
+                "with run.loader(dataset, ...) to have them exact."
+            )
 
     @property
     def loader(self) -> Any:
@@ -66,12 +66,12 @@ class ForeignLoader:
     def reseed(self, seed: int) -> None:
         """Its order is its own."""
 
-    def advance(self) -> None:
+    def start_next_epoch_if_over(self) -> None:
         if self.over or self._turn.left():
             self.epoch, self.position, self._handed_out = self.epoch + 1, 0, 0
             self.over, self._empty, self._at_begin = False, False, None
 
-    def drive(self) -> Iterator[Any]:
+    def iterate(self) -> Iterator[Any]:
         self._turn.begin()
         if self._empty:
             self._before_first()
@@ -81,7 +81,7 @@ class ForeignLoader:
         while True:
             self._before_first()
             try:
-                batch = watch.fetch(batches, note=True)
+                batch = batch_observer.fetch(batches, note=True)
             except StopIteration:
                 self.over = True
                 return
@@ -91,12 +91,12 @@ class ForeignLoader:
     def _begin(self) -> Iterator[Any]:
         """The epoch's batches from the position. Where that is in its middle, the generators were as they were at its
         beginning meanwhile, and are as they are now when this returns."""
-        loader, skip, now = self.loader, self.position, rng.get()
+        loader, skip, now = self.loader, self.position, rng.get_rng_state()
         again = self._at_begin is not None
         if self._at_begin is not None:
-            rng.put(self._at_begin["global"])
+            rng.set_rng_state(self._at_begin["global"])
             _put_generators(loader, self._at_begin["own"])
-        self._at_begin = {"global": rng.get(), "own": _get_generators(loader)}
+        self._at_begin = {"global": rng.get_rng_state(), "own": _get_generators(loader)}
         source, rest = _skipping(loader, self.epoch, skip)
         batches = self._iterated(loader, source)
         for sampler in (getattr(source, "batch_sampler", None), getattr(source, "sampler", None)):
@@ -113,15 +113,15 @@ class ForeignLoader:
                 next(batches, None)
                 if done and done % 1000 == 0:
                     log.info("skipped %d of %d batches", done, rest)
-        watch.forget()
+        batch_observer.forget()
         if again:
-            rng.put(now)
+            rng.set_rng_state(now)
         return batches
 
     def _iterated(self, loader: Any, source: Iterable[Any]) -> Iterator[Any]:
         """The copy that skips has workers of its own: with a loader whose workers persist, it draws no seed either."""
         if isinstance(source, DataLoader) and source is not loader and loader.persistent_workers:
-            with drawn_privately(source, self.epoch, self.position):
+            with private_worker_seed(source, self.epoch, self.position):
                 return iter(source)
         return iter(source)
 
@@ -147,14 +147,14 @@ class ForeignLoader:
         self.epoch, self.position, self._empty = int(state["epoch"]), int(state["position"]), bool(state["over"])
         self._handed_out = self.position
         self._at_begin = state["begin"] if self.position else None
-        self._turn.take_over(state)
+        self._turn.load_state(state)
         _put_generators(self.loader, state["now"])
 
-    def succeed(self, state: dict[str, Any]) -> None:
+    def follow(self, state: dict[str, Any]) -> None:
         begun = bool(state["over"]) or int(state["position"]) > 0
         self.epoch = int(state["epoch"]) + begun  # its generators are new ones, as the script has made them
 
-    def end(self) -> None:
+    def shut_down_workers(self) -> None:
         """Its workers are found among this process's children."""
 
 
@@ -162,7 +162,7 @@ def _own_generators(loader: Any, depth: int = 4) -> dict[str, Any]:
     """The generators that a loader, its samplers and a loader that it wraps have for themselves."""
     found: dict[str, Any] = {}
     for name, value in getattr(loader, "__dict__", {}).items():
-        if type(value) in GENERATORS:
+        if type(value) in GENERATOR_TYPES:
             found[name] = value
         elif depth and isinstance(value, (DataLoader, Sampler)):
             inner = _own_generators(value, depth - 1)

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from autoresume.data import watch
-from autoresume.data.positioned import PassTurn
+from autoresume.data import batch_observer
+from autoresume.data.resumable_loader import PassTurn
 from autoresume.data.sampler import GlobalOrder
 from autoresume.data.stateful import StatefulRunLoader
-from autoresume.data.workers import SeededDataset, WorkerInit
+from autoresume.data.workers import SeededDataset
 from autoresume.errors import UsageError
 from autoresume.state import rng
 
@@ -60,9 +60,6 @@ class RunLoader:
         """The generators as they were when each batch that is held at the boundary was fetched."""
         self._passes: weakref.WeakSet[_Pass] = weakref.WeakSet()
         self._generator = torch.Generator()  # a private one: iter() draws the workers' base seed from it
-        options = dict(options)
-        if options.get("num_workers", 0) > 0:
-            options["worker_init_fn"] = WorkerInit(options.get("worker_init_fn"))
         self._samples = SeededDataset(dataset, 0)
         self.loader: DataLoader[Any] = DataLoader(
             self._samples, batch_sampler=order, generator=self._generator, **options
@@ -82,21 +79,21 @@ class RunLoader:
         """Batches of a whole epoch, for each rank."""
         return len(self.order)
 
-    def advance(self) -> None:
+    def start_next_epoch_if_over(self) -> None:
         if self.over or self._turn.left():
             self.epoch, self.position = (self._ended.epoch if self._ended else self.epoch) + 1, 0
             self.over, self._active = False, None
             if not self.fetched_ahead:
                 self._ended = None
 
-    def drive(self) -> Iterator[Any]:
+    def iterate(self) -> Iterator[Any]:
         self.driven = True
         return self._pass(self.position, tracked=True)
 
     def __iter__(self) -> Iterator[Any]:
         if self.driven:
             return self._pass(0, tracked=False)
-        self.advance()
+        self.start_next_epoch_if_over()
         return self._pass(self.position, tracked=True)
 
     def _pass(self, position: int, tracked: bool) -> _Pass:
@@ -146,13 +143,13 @@ class RunLoader:
         self._active, self._ended, self.over = None, None, False
         self.epoch, self.position, self.driven = int(state["epoch"]), int(state["position"]), bool(state["driven"])
         self._ahead_rng = list(state["ahead"])
-        self._turn.take_over(state)
+        self._turn.load_state(state)
 
-    def succeed(self, state: dict[str, Any]) -> None:
+    def follow(self, state: dict[str, Any]) -> None:
         begun = bool(state["over"]) or int(state["position"]) > 0
         self.epoch, self.driven = int(state["epoch"]) + begun, bool(state["driven"])
 
-    def end(self) -> None:
+    def shut_down_workers(self) -> None:
         self.loader._iterator = None
         for one in list(self._passes):
             one.batches = iter(())  # torch shuts the workers down when it loses its iterator
@@ -199,22 +196,24 @@ class _Pass:
         owner = self.owner
         if self.tracked:
             owner._before_first()
-        now = rng.get() if self.again else None
+        now = rng.get_rng_state() if self.again else None
         if self.again:
-            rng.put(self.again[0])
-        before = rng.get() if self._keeps_rng else None
+            rng.set_rng_state(self.again[0])
+        before = rng.get_rng_state() if self._keeps_rng else None
         try:
-            batch = watch.fetch(self.batches)
+            batch = batch_observer.fetch(self.batches)
         except StopIteration:
             self._finish()
             raise
         finally:
             if now is not None:
-                rng.put(now)
+                rng.set_rng_state(now)
         self.again = self.again[1:]
         begin, self._next = self._next, owner.order.after(self._next)
         if self.tracked:
-            watch.hand_out(owner, self.epoch, self._next, lambda: owner.order.indices(self.epoch, begin), batch)
+            batch_observer.hand_out(
+                owner, self.epoch, self._next, lambda: owner.order.indices(self.epoch, begin), batch
+            )
             owner._active = weakref.ref(self)
             self.marks = [*self.marks, _Mark(self.epoch, self._next, before)]
         return batch
@@ -228,7 +227,7 @@ class _Pass:
         gone, self.marks = self.marks[: handed_out - held + 1], self.marks[handed_out - held :]
         samples = 0
         for before, after in itertools.pairwise(gone):
-            watch.consume(self.owner, after.epoch, after.position)
+            batch_observer.consume(self.owner, after.epoch, after.position)
             samples += after.position - (before.position if before.epoch == after.epoch else 0)
         return samples
 
@@ -242,21 +241,29 @@ class _Pass:
         self.exhausted = True
 
 
+class Place(NamedTuple):
+    """Where a loader is made: on which of the ranks, and in which turn of the script's loops (`turn` tells). It calls
+    `before_first` before each batch that is trained on."""
+
+    rank: int
+    world_size: int
+    turn: Callable[[], str]
+    before_first: Callable[[], None]
+
+
 def make_loader(
     dataset: Any,
     *,
     batch_size: int,
     shuffle: bool,
     drop_last: bool,
-    rank: int,
-    world_size: int,
-    seed: int,
     fetched_ahead: int,
-    turn: Callable[[], str],
-    before_first: Callable[[], None],
     options: dict[str, Any],
+    place: Place,
 ) -> RunLoader | StatefulRunLoader:
-    """The loader for a dataset of either kind. Raises UsageError for options that are ours to set."""
+    """The loader for a dataset of either kind; `reseed` gives it its order. Raises UsageError for options that are
+    ours to set."""
+    rank, world_size, turn, before_first = place
     for name in ("sampler", "batch_sampler", "generator"):
         if options.get(name) is not None:
             raise UsageError(
@@ -277,11 +284,9 @@ def make_loader(
         return StatefulRunLoader(dataset, batch_size, batch_size * world_size, turn, before_first, options)
     if len(dataset) == 0:
         raise UsageError("the dataset is empty")
-    order = GlobalOrder(dataset, batch_size, rank, world_size, shuffle, drop_last, seed)
+    order = GlobalOrder(dataset, batch_size, rank, world_size, shuffle, drop_last, seed=0)
     if len(order) == 0:
         raise UsageError(
             f"{len(dataset)} samples make no global batch of {order.global_batch} with drop_last; lower batch_size"
         )
-    made = RunLoader(dataset, order, fetched_ahead, turn, before_first, options)
-    made.reseed(seed)
-    return made
+    return RunLoader(dataset, order, fetched_ahead, turn, before_first, options)

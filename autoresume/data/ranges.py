@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from autoresume.base.call_site import Place
+from autoresume.base.call_site import CallSite
 from autoresume.errors import UsageError
 
 
@@ -58,7 +58,7 @@ class Ranges:
 
     def __init__(self) -> None:
         self._ranges: dict[str, ResumableRange] = {}
-        self._places: dict[tuple[str, Place], str] = {}
+        self._places: dict[tuple[str, CallSite], str] = {}
         self._open: list[str] = []
         self._begun = 0
         self._waiting: dict[str, Any] = {}
@@ -71,7 +71,7 @@ class Ranges:
         self,
         kind: str,
         name: str | None,
-        place: Place,
+        place: CallSite,
         bounds: tuple[int, ...],
         after: Callable[[int], None] | None = None,
     ) -> Iterator[int]:
@@ -115,6 +115,6 @@ class Ranges:
         }
         return {**self._waiting, **made}
 
-    def take_over(self, state: Mapping[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, Any]) -> None:
         self._waiting = dict(state)
         self._begun = max((int(one["order"]) for one in state.values()), default=0)

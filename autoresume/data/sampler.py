@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from autoresume.state.rng import mix
+from autoresume.state.rng import mix_seed
 
 
 class Sample(NamedTuple):
@@ -74,7 +74,7 @@ class GlobalOrder:
         if not self.shuffle:
             return torch.arange(self.samples)
         generator = torch.Generator()
-        generator.manual_seed(mix(self.seed, epoch))
+        generator.manual_seed(mix_seed(self.seed, epoch))
         return torch.randperm(self.samples, generator=generator)
 
     def indices(self, epoch: int, position: int) -> list[int]:

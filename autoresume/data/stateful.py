@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 
-from autoresume.data import watch
-from autoresume.data.positioned import PassTurn
-from autoresume.data.workers import WorkerInit
+from autoresume.data import batch_observer
+from autoresume.data.resumable_loader import PassTurn
 from autoresume.errors import UsageError
 
 
@@ -38,8 +37,6 @@ class StatefulRunLoader:
                 "an iterable dataset needs torchdata to keep its position: pip install 'autoresume-hpc[stateful]'"
             ) from error
         options = dict(options)
-        if options.get("num_workers", 0) > 0:
-            options["worker_init_fn"] = WorkerInit(options.get("worker_init_fn"))
         self.loader = StatefulDataLoader(dataset, batch_size=batch_size, generator=torch.Generator(), **options)
         self.dataset = dataset
         self.batch_size = batch_size
@@ -59,19 +56,19 @@ class StatefulRunLoader:
     def reseed(self, seed: int) -> None:
         """An iterable dataset brings its own order."""
 
-    def advance(self) -> None:
+    def start_next_epoch_if_over(self) -> None:
         if self.over or self._turn.left():
             self.epoch, self.over, self._empty = self.epoch + 1, False, False
             self._restored, self._latest, self._stepped = None, None, None
 
-    def drive(self) -> Iterator[Any]:
+    def iterate(self) -> Iterator[Any]:
         self.driven = True
         return self._pass()
 
     def __iter__(self) -> Iterator[Any]:
         if self.driven:
             return iter(self.loader)
-        self.advance()
+        self.start_next_epoch_if_over()
         return self._pass()
 
     def _pass(self) -> _StatefulPass:
@@ -111,13 +108,13 @@ class StatefulRunLoader:
             raise UsageError(f"this loader was a {state.get('kind')} loader when the checkpoint was written")
         self.epoch, self._restored, self._empty = int(state["epoch"]), state["state"], bool(state["over"])
         self.driven = bool(state["driven"])
-        self._turn.take_over(state)
+        self._turn.load_state(state)
 
-    def succeed(self, state: dict[str, Any]) -> None:
+    def follow(self, state: dict[str, Any]) -> None:
         begun = bool(state["over"]) or state["state"] is not None
         self.epoch, self.driven = int(state["epoch"]) + begun, bool(state["driven"])
 
-    def end(self) -> None:
+    def shut_down_workers(self) -> None:
         """Its workers are found among this process's children."""
 
 
@@ -138,7 +135,7 @@ class _StatefulPass:
         owner = self.owner
         owner._before_first()
         try:
-            batch = watch.fetch(self.batches, note=True)
+            batch = batch_observer.fetch(self.batches, note=True)
         except StopIteration:
             nothing_left = owner._restored is not None and not self._gave
             if owner.driven or owner._empty or nothing_left or owner._stepped is self:

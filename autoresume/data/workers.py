@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from autoresume.data.positioned import Positioned
+from autoresume.data.resumable_loader import ResumableLoader
 from autoresume.data.sampler import Sample
 from autoresume.state import rng
 
@@ -62,19 +62,19 @@ class SeededDataset(Dataset[Any]):
     def _seed(self, sample: Sample) -> None:
         if torch.utils.data.get_worker_info() is None:
             return  # in the rank itself the global generators go on, and are part of the run's state
-        value = rng.mix(self.seed, sample.epoch, sample.position)
+        value = rng.mix_seed(self.seed, sample.epoch, sample.position)
         random.seed(value)
         np.random.seed(value % 2**32)
         torch.manual_seed(value)
 
 
-def end_workers(loaders: Iterable[Positioned], patience_seconds: float = 1.0) -> None:
+def end_workers(loaders: Iterable[ResumableLoader], patience_seconds: float = 1.0) -> None:
     """End data workers when the run is over: they ignore SIGTERM, and would hang the exit.
 
     Ours are asked to end; whatever other loaders' workers are left then are killed.
     """
     for loader in loaders:
-        loader.end()
+        loader.shut_down_workers()
     children = [child for child in multiprocessing.active_children() if child.daemon]
     deadline = time.monotonic() + patience_seconds
     for child in children:

@@ -88,103 +88,116 @@ class Result:
 Tell = Callable[[str], None]
 
 
-def drill(
-    plan: Plan,
-    seed: int,
-    kills: int,
-    given: Sequence[Interruption] | None,
-    max_seconds: float | None,
-    tell: Tell,
-    compare_states: Callable[[str, str], list[str]],
-    make: type[Run] = Run,
-) -> Result:
-    """`given` is a schedule to replay. `compare_states` compares the latest checkpoints of two run directories.
+class Drill:
+    """`compare_states` compares the latest checkpoints of two run directories; `make` makes runs of a plan."""
 
-    Raises DrillFailed where a life fails by itself, UsageError.
-    """
-    if plan.folder.exists():
-        shutil.rmtree(plan.folder)
-    tell("undisturbed, once")
-    sizes, plan = plan.sizes, replace(plan, sizes=())
-    one = make(plan, "undisturbed")
-    one.life(stop_after=max_seconds)
-    reference = one.trajectory
-    if not reference.last_step:
-        raise UsageError(
-            f"{plan.script} made no step: does its loop run under run.batches, run.steps, or call run.step()? What it "
-            f"said is in {one.folder / 'life-1.log'}"
-        )
-    if plan.slurm is not None:
-        plan = replace(plan, ranks=len(reference.steps))
-    if not one.is_over:  # the time was over
-        plan = replace(plan, until=min(max(steps, default=0) for steps in reference.steps.values()))
-    tell(f"undisturbed, again ({reference.last_step} steps)")
-    two = make(plan, "again")
-    two.life()
-    again = two.trajectory
-    noise = compare.noise(reference, again)
-    steps = reference.last_step
-    chosen = list(given) if given is not None else schedules.make(seed, kills, steps, plan.ranks, reference.evaluates)
-    if plan.slurm is not None:
-        chosen = [for_slurm(one) for one in chosen]
-    result = Result(IDENTICAL, steps, plan.ranks, seed, chosen, grace=plan.grace)
-    apart = compare.first(reference, again, noise)
-    if apart is not None:
-        result.verdict, result.divergence = NOT_DETERMINISTIC, apart
-        result.cause = _experiments(plan, apart, noise, tell, make)
+    def __init__(
+        self, tell: Tell, compare_states: Callable[[str, str], list[str]], make: Callable[..., Run] = Run
+    ) -> None:
+        self._tell, self._compare_states, self._make = tell, compare_states, make
+
+    def run(
+        self,
+        plan: Plan,
+        seed: int,
+        kills: int,
+        given: Sequence[Interruption] | None = None,
+        max_seconds: float | None = None,
+    ) -> Result:
+        """Twice undisturbed, then interrupted: as a schedule of so many `kills` says, or as the `given` one.
+
+        Raises DrillFailed where a life fails by itself, UsageError.
+        """
+        if plan.folder.exists():
+            shutil.rmtree(plan.folder)
+        self._tell("undisturbed, once")
+        sizes, plan = plan.sizes, replace(plan, sizes=())
+        one = self._make(plan, "undisturbed")
+        one.life(stop_after=max_seconds)
+        reference = one.trajectory
+        if not reference.last_step:
+            raise UsageError(
+                f"{plan.script} made no step: does its loop run under run.batches, run.steps, or call run.step()? What "
+                f"it said is in {one.folder / 'life-1.log'}"
+            )
+        if plan.slurm is not None:
+            plan = replace(plan, ranks=len(reference.steps))
+        if not one.is_over:  # the time was over
+            plan = replace(plan, until=min(max(steps, default=0) for steps in reference.steps.values()))
+        self._tell(f"undisturbed, again ({reference.last_step} steps)")
+        two = self._make(plan, "again")
+        two.life()
+        again = two.trajectory
+        noise = compare.noise(reference, again)
+        steps = reference.last_step
+        chosen = list(given or ())
+        if given is None:
+            chosen = schedules.make(seed, kills, steps, plan.ranks, reference.evaluates)
+        if plan.slurm is not None:
+            chosen = [for_slurm(one) for one in chosen]
+        result = Result(IDENTICAL, steps, plan.ranks, seed, chosen, grace=plan.grace)
+        apart = compare.first(reference, again, noise)
+        if apart is not None:
+            result.verdict, result.divergence = NOT_DETERMINISTIC, apart
+            result.cause = self._experiments(plan, apart, noise)
+            return result
+        result.not_compared = sorted(f"{component} {name}" for component, name in noise.names)
+        self._interrupt(replace(plan, sizes=sizes), result, reference, noise, one)
         return result
-    result.not_compared = sorted(f"{component} {name}" for component, name in noise.names)
-    _interrupted(replace(plan, sizes=sizes), result, reference, noise, tell, compare_states, one, make)
-    return result
 
+    def _interrupt(self, plan: Plan, result: Result, reference: Trajectory, noise: Noise, undisturbed: Run) -> None:
+        chosen = result.schedule
+        every = max(1, result.steps // (_SAVES_A_LIFE * (len(chosen) + 1)))
+        plan = replace(plan, save_every=plan.save_every or f"{every} steps")
+        run = self._make(plan, "interrupted")
+        run.coming = list(chosen)
+        for interruption in chosen:
+            if run.is_over:
+                break
+            life = run.life(interruption)
+            self._tell(f"life {life.number}: {life.words}: steps {life.resumed_step + 1} to {life.reached_step}")
+        while not run.is_over:
+            life = run.life()
+            self._tell(f"life {life.number}: to the end: steps {life.resumed_step + 1} to {life.reached_step}")
+        result.lives = run.lives
+        _measure(result, run)
+        other = run.trajectory
+        if plan.sizes:
+            _resized(result, reference, other)
+            return
+        apart = compare.first(reference, other, noise)
+        if apart is not None:
+            result.verdict, result.divergence = DIVERGED, apart
+            result.cause = causes.likely(reference, other, apart, noise)
+            result.suspects = causes.suspects(reference, other, apart, noise)
+            return
+        result.final = _metrics(undisturbed.run_folder, run.run_folder, noise)
+        result.final += self._compare_states(str(undisturbed.run_folder), str(run.run_folder))
+        if result.final:
+            result.verdict = DIVERGED
+            result.cause = Cause(
+                "end of the script",
+                "all steps are the same, and the final state is not",
+                "look at what the script does behind its loop, or to what is tracked, after the last step",
+            )
+        result.unnoticed = causes.unnoticed(reference, other, noise)
+        if result.verdict == IDENTICAL and not any(life.trained_on for life in result.lives):
+            result.verdict = INCONCLUSIVE
 
-def _interrupted(
-    plan: Plan,
-    result: Result,
-    reference: Trajectory,
-    noise: Noise,
-    tell: Tell,
-    compare_states: Callable[[str, str], list[str]],
-    undisturbed: Run,
-    make: type[Run],
-) -> None:
-    chosen = result.schedule
-    every = max(1, result.steps // (_SAVES_A_LIFE * (len(chosen) + 1)))
-    plan = replace(plan, save_every=plan.save_every or f"{every} steps")
-    run = make(plan, "interrupted")
-    run.coming = list(chosen)
-    for interruption in chosen:
-        if run.is_over:
-            break
-        life = run.life(interruption)
-        tell(f"life {life.number}: {life.words}: steps {life.resumed_step + 1} to {life.reached_step}")
-    while not run.is_over:
-        life = run.life()
-        tell(f"life {life.number}: to the end: steps {life.resumed_step + 1} to {life.reached_step}")
-    result.lives = run.lives
-    _measure(result, run)
-    other = run.trajectory
-    if plan.sizes:
-        _resized(result, reference, other)
-        return
-    apart = compare.first(reference, other, noise)
-    if apart is not None:
-        result.verdict, result.divergence = DIVERGED, apart
-        result.cause = causes.likely(reference, other, apart, noise)
-        result.suspects = causes.suspects(reference, other, apart, noise)
-        return
-    result.final = _metrics(undisturbed.run_folder, run.run_folder, noise)
-    result.final += compare_states(str(undisturbed.run_folder), str(run.run_folder))
-    if result.final:
-        result.verdict = DIVERGED
-        result.cause = Cause(
-            "end of the script",
-            "all steps are the same, and the final state is not",
-            "look at what the script does behind its loop, or to what is tracked, after the last step",
-        )
-    result.unnoticed = causes.unnoticed(reference, other, noise)
-    if result.verdict == IDENTICAL and not any(life.trained_on for life in result.lives):
-        result.verdict = INCONCLUSIVE
+    def _experiments(self, plan: Plan, apart: Divergence, noise: Noise) -> Cause:
+        """Which of the usual reasons makes two undisturbed runs the same, up to the step in which they parted."""
+        short = replace(plan, until=max(1, apart.step))
+        for name in causes.EXPERIMENTS:
+            self._tell(f"the undisturbed runs differ from step {apart.step} on: trying {causes.EXPERIMENTS[name][0]}")
+            variables = {"hash": {"PYTHONHASHSEED": "0"}, "seed": {"AUTORESUME_SEED": "0"}}.get(name, {})
+            found = []
+            for number in (1, 2):
+                run = self._make(short, f"{name}-{number}", [name], variables)
+                run.life()
+                found.append(run.trajectory)
+            if compare.first(found[0], found[1], noise) is None:
+                return causes.of_experiment(name)
+        return causes.UNKNOWN_NONDETERMINISM
 
 
 def _resized(result: Result, reference: Trajectory, other: Trajectory) -> None:
@@ -198,22 +211,6 @@ def _resized(result: Result, reference: Trajectory, other: Trajectory) -> None:
         )
     elif not compare.knows_samples(other) or not any(life.trained_on for life in result.lives):
         result.verdict = INCONCLUSIVE
-
-
-def _experiments(plan: Plan, apart: Divergence, noise: Noise, tell: Tell, make: type[Run]) -> Cause:
-    """Which of the usual reasons makes two undisturbed runs the same, up to the step in which they parted."""
-    short = replace(plan, until=max(1, apart.step))
-    for name in causes.EXPERIMENTS:
-        tell(f"the undisturbed runs differ from step {apart.step} on: trying {causes.EXPERIMENTS[name][0]}")
-        variables = {"hash": {"PYTHONHASHSEED": "0"}, "seed": {"AUTORESUME_SEED": "0"}}.get(name, {})
-        found = []
-        for number in (1, 2):
-            run = make(short, f"{name}-{number}", [name], variables)
-            run.life()
-            found.append(run.trajectory)
-        if compare.first(found[0], found[1], noise) is None:
-            return causes.of_experiment(name)
-    return causes.UNKNOWN_NONDETERMINISM
 
 
 def _measure(result: Result, run: Run) -> None:

@@ -26,14 +26,15 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from autoresume.base import failpoints
-from autoresume.data import watch
+from autoresume.data import batch_observer
 from autoresume.drill import untracked
 from autoresume.errors import StateError
 from autoresume.format.digest import canonical, digest
 from autoresume.handoff.mailbox import NODE_FOLDER_VARIABLE, Mailbox
 from autoresume.state import rng
+from autoresume.state.capture import capture
 from autoresume.state.pickled import pickled
-from autoresume.state.state import capture, unwrap
+from autoresume.state.stateful import unwrap
 
 VARIABLE = "AUTORESUME_DRILL"
 _POLL_SECONDS = 0.005
@@ -65,9 +66,9 @@ class Recorder:
             torch.use_deterministic_algorithms(True, warn_only=True)
             torch.set_num_threads(1)
         if self._moment is not None and self._moment.get("point") and self._moment["rank"] == rank:
-            failpoints.observe(self._at_failpoint)
-        self._watch = watch.Watch(untracked.of_content)
-        watch.on(self._watch)
+            failpoints.set_observer(self._at_failpoint)
+        self._watch = batch_observer.BatchObserver(untracked.content_digest)
+        batch_observer.install_observer(self._watch)
         register_optimizer_step_pre_hook(self._optimizer_steps)
         torch.nn.modules.module.register_module_forward_pre_hook(self._forward)
         self._backward = torch.autograd.backward
@@ -106,7 +107,7 @@ class Recorder:
             "evaluations": self._evaluations,
             "workers": self._watch.workers,
             "tracked_optimizers": [name for name, value in objects.items() if isinstance(value, torch.optim.Optimizer)],
-            "variables": untracked.look(tracked),
+            "variables": untracked.look_at_frames(tracked),
             **self._state(objects, state),
         }
         self._forget()
@@ -144,7 +145,7 @@ class Recorder:
 
     def _forward(self, module: torch.nn.Module, args: Any) -> None:
         if self._rng is None:
-            self._rng = rng.fingerprints()
+            self._rng = rng.rng_digests()
         if torch.is_grad_enabled():
             self._reached("forward")
         else:
@@ -165,9 +166,9 @@ class Recorder:
             found.update(_digests(name, value))
         return {
             "objects": found,
-            "state": {name: untracked.of_content(value) for name, value in state.items()},
+            "state": {name: untracked.content_digest(value) for name, value in state.items()},
             "shown": {name: untracked.short(value) for name, value in state.items()},
-            "rng": rng.fingerprints(),
+            "rng": rng.rng_digests(),
         }
 
     def _write(self, line: dict[str, Any]) -> None:
@@ -248,7 +249,7 @@ def _all_ids(value: Any) -> set[int]:
 def _digests(name: str, value: Any) -> dict[str, str]:
     """Of each tensor of an object, by key, and of all else that its state holds, by its name."""
     if isinstance(value, pickled):
-        return {name: untracked.of_content(value.value)}  # its pickle is another one in each process
+        return {name: untracked.content_digest(value.value)}  # its pickle is another one in each process
     try:
         captured = capture({name: unwrap(value)}, frozenset(), frozenset())
     except StateError as error:

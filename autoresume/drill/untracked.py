@@ -21,8 +21,8 @@ import torch
 
 import autoresume
 from autoresume.format.digest import digest
-from autoresume.state.generator import GENERATORS, GeneratorState
-from autoresume.state.state import unwrap
+from autoresume.state.generator import GENERATOR_TYPES, GeneratorState
+from autoresume.state.stateful import unwrap
 
 _DEPTH = 3
 _MOST_ITEMS = 64
@@ -45,7 +45,7 @@ class Variable(NamedTuple):
     shown: str
 
 
-def of_content(value: Any) -> str:
+def content_digest(value: Any) -> str:
     """A digest of anything by what it holds: tensors, plain values, generators, attributes; else its type."""
     return digest(b"".join(_bytes(value, 0)))
 
@@ -75,7 +75,7 @@ def _bytes(value: Any, depth: int) -> Iterator[bytes]:
             yield from _bytes(item, depth + 1)
     elif isinstance(value, (set, frozenset)):
         yield "".join(sorted(map(repr, value))).encode()
-    elif isinstance(value, (*GENERATORS, np.random.RandomState)):
+    elif isinstance(value, (*GENERATOR_TYPES, np.random.RandomState)):
         yield from _bytes(state_of(value), depth + 1)
     elif isinstance(getattr(value, "__dict__", None), dict) and not callable(value) and depth < 8:
         yield type(value).__qualname__.encode()
@@ -84,7 +84,7 @@ def _bytes(value: Any, depth: int) -> Iterator[bytes]:
         yield f"<{type(value).__qualname__}>".encode()
 
 
-def look(tracked: set[int]) -> dict[str, Variable]:
+def look_at_frames(tracked: set[int]) -> dict[str, Variable]:
     """What the frames that lead here hold, by name: `train: ema`, `dataset.rng`. Leaves out objects whose id is in
     `tracked`, and all of ours."""
     return _Look(tracked).frames(sys._getframe(1))
@@ -133,7 +133,9 @@ class _Look:
         elif isinstance(value, (torch.Tensor, np.ndarray)):
             size = value.numel() * value.element_size() if isinstance(value, torch.Tensor) else value.nbytes
             if size <= _MOST_BYTES:
-                self.found[name] = Variable("value", of_content(value), f"{type(value).__name__}{list(value.shape)}")
+                self.found[name] = Variable(
+                    "value", content_digest(value), f"{type(value).__name__}{list(value.shape)}"
+                )
         elif isinstance(value, types.FunctionType):
             for free, cell in zip(value.__code__.co_freevars, value.__closure__ or ()):
                 try:
@@ -153,7 +155,7 @@ class _Look:
         if len(items) > _MOST_ITEMS or depth >= _DEPTH:
             return
         if all(isinstance(item, _PLAIN) for _, item in items):
-            self.found[name] = Variable("value", of_content(value), short(value))
+            self.found[name] = Variable("value", content_digest(value), short(value))
             return
         for key, item in items:
             self._one(f"{name}[{key!r}]", item, depth + 1)
@@ -171,7 +173,7 @@ class _Look:
                 self._one(f"{name}.{key}", item, depth + 1)
 
     def _add(self, name: str, kind: str, value: Any) -> None:
-        text = of_content(state_of(value))
+        text = content_digest(state_of(value))
         self.found[name] = Variable(kind, text, type(value).__name__)
         if kind == "model":
             self._seen.update(map(id, value.modules()))
@@ -185,7 +187,7 @@ def kind_of(value: Any) -> str | None:
         return "optimizer"
     if isinstance(value, (torch.optim.lr_scheduler.LRScheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)):
         return "scheduler"
-    if isinstance(value, (*GENERATORS, np.random.RandomState)):
+    if isinstance(value, (*GENERATOR_TYPES, np.random.RandomState)):
         return "generator"
     return None
 
@@ -193,7 +195,7 @@ def kind_of(value: Any) -> str | None:
 def state_of(value: Any) -> Any:
     if isinstance(value, np.random.RandomState):
         return value.get_state(legacy=False)
-    if isinstance(value, GENERATORS):
+    if isinstance(value, GENERATOR_TYPES):
         return GeneratorState(value).state_dict()
     if isinstance(value, torch.optim.lr_scheduler.LRScheduler):
         return {key: one for key, one in value.state_dict().items() if isinstance(one, (*_PLAIN, list))}

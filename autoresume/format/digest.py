@@ -82,7 +82,7 @@ def seal_of(pieces: Iterable[memoryview]) -> str:
     return str(hasher.hexdigest())[:32]
 
 
-def why_broken(data: bytes, told: str) -> str:
+def why_invalid(data: bytes, told: str) -> str:
     """Why the seal of something is not what it should be, as far as that can be said."""
     if signing_key() is None:
         return f"it is damaged, or signed with a key ({KEY_VARIABLE})"

@@ -105,12 +105,12 @@ class RankFence(_Shared):
         self.words[self._slot] = step + 1
         self.words[self._slot + 1] = phase
 
-    def wish(self, order: Order) -> None:
+    def request(self, order: Order) -> None:
         """Ask the daemon for an order, for example because a signal reached this rank alone."""
         if order > self.words[self._slot + 2]:
             self.words[self._slot + 2] = order
 
-    def at(self, step: int) -> Order:
+    def at_boundary(self, step: int) -> Order:
         """The boundary after `step`: publish it and learn what to do here. A few microseconds.
 
         Raises AgreementError if the daemon died while it had this very step proposed.
@@ -128,7 +128,7 @@ class RankFence(_Shared):
         self._act(step, order)
         return order
 
-    def at_rest(self, step: int) -> Order:
+    def after_loop(self, step: int) -> Order:
         """For a rank that has left its loop after `step`: an order for a step that the others reach later."""
         where, order, state = _unpack(self.words[_FENCE])
         if state is not _State.CONFIRMED or where <= step or where == self._acted:
@@ -194,7 +194,7 @@ class DaemonFence(_Shared):
     def phases(self) -> list[Phase]:
         return [Phase(self.words[_HEADER_WORDS + _WORDS_PER_RANK * rank + 1]) for rank in range(self.ranks)]
 
-    def wishes(self) -> Order:
+    def requests(self) -> Order:
         """The strongest wish of any rank."""
         return Order(max(self.words[_HEADER_WORDS + _WORDS_PER_RANK * rank + 2] for rank in range(self.ranks)))
 
@@ -202,7 +202,7 @@ class DaemonFence(_Shared):
         """True when every rank of this node has left its loop."""
         return all(phase is Phase.LEFT for phase in self.phases())
 
-    def forget_wishes(self) -> None:
+    def clear_requests(self) -> None:
         for rank in range(self.ranks):
             self.words[_HEADER_WORDS + _WORDS_PER_RANK * rank + 2] = 0
 

@@ -29,10 +29,11 @@ from torch.futures import Future
 from autoresume.checkpoint.discover import judge
 from autoresume.errors import CheckpointInvalid, UsageError
 from autoresume.format import names, tree
-from autoresume.format.manifest import Chunk
 from autoresume.format.names import CheckpointName
-from autoresume.load.reader import Box, CheckpointReader
-from autoresume.state.state import decode, references
+from autoresume.format.part import Chunk
+from autoresume.load.boxes import Box
+from autoresume.load.reader import CheckpointReader
+from autoresume.state.decode import decode, tensor_keys
 from autoresume.storage import LocalStorage
 
 
@@ -103,7 +104,7 @@ class CheckpointStorageReader(StorageReader):
 
     def _bytes(self, value: Any) -> io.BytesIO:
         assert self._reader is not None
-        wanted: dict[str, Box | None] = dict.fromkeys(references(value))
+        wanted: dict[str, Box | None] = dict.fromkeys(tensor_keys(value))
         stream = io.BytesIO()
         torch.save(decode(value, self._reader.read(wanted)), stream)
         stream.seek(0)

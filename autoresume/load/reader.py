@@ -14,18 +14,18 @@ from typing import Any
 
 import torch
 
-from autoresume.base.failpoints import reach
+from autoresume.base.failpoints import failpoint
 from autoresume.checkpoint.discover import load_parts
-from autoresume.checkpoint.fetch import Wanted, check, fetch
+from autoresume.checkpoint.fetch import Wanted, fetch, verify_file
 from autoresume.errors import CheckpointInvalid
 from autoresume.format.digest import seal
-from autoresume.format.manifest import Chunk, Manifest, Part
+from autoresume.format.manifest import Manifest
+from autoresume.format.part import Chunk, Part
+from autoresume.load.boxes import Box, covered_elements, elements_of, overlap_of, slices_of, span_of, strides_of
 from autoresume.storage.base import Storage
 from autoresume.storage.pages import use_huge_pages
 
 _LARGE_BYTES = 4 * 1024 * 1024
-Box = tuple[tuple[int, ...], tuple[int, ...]]
-"""(offset, size)"""
 
 
 class CheckpointReader:
@@ -107,7 +107,7 @@ class CheckpointReader:
 
     def verify_attachment(self, key: str) -> None:
         """Read a file of rank 0's part against its digests, keeping none of it. Raises CheckpointInvalid."""
-        check(self.storage, self.manifest.checkpoint, self.parts[0].attachments[key])
+        verify_file(self.storage, self.manifest.checkpoint, self.parts[0].attachments[key])
 
     def read(
         self, wanted: Mapping[str, Box | None], into: Mapping[str, torch.Tensor] | None = None
@@ -128,7 +128,7 @@ class CheckpointReader:
         found = [(key, self.describe(key), box is None, *self._pieces(key, box)) for key, box in wanted]
         plan, results = _Plan(), []
         for key, described, whole, box, pieces in found:
-            target = into[key] if key in into else fresh(box[1], getattr(torch, described.dtype))
+            target = into[key] if key in into else new_tensor(box[1], getattr(torch, described.dtype))
             for part, chunk in pieces:
                 plan.put(target, box, part, chunk, whole)
             results.append(target)
@@ -139,7 +139,7 @@ class CheckpointReader:
                 images[plan.files[rank, begin].file.name] = image, begin
         fetch(self.storage, self.manifest.checkpoint, list(plan.files.values()), images)
         plan.finish()
-        reach("restore.read")
+        failpoint("restore.read")
         return results
 
     def describe(self, key: str) -> Chunk:
@@ -177,7 +177,7 @@ class CheckpointReader:
         known = self._known(key)
         if len(known) == 1 and (known[0][1].offset, known[0][1].size) == box:
             return box, known  # as nearly always
-        needed = _count(box[1])
+        needed = elements_of(box[1])
         # Counted before they are looked at: what a shape claims may be more than any memory.
         pieces, common, held = self._overlapping(key, box)
         if held < needed and self._read_all():
@@ -185,7 +185,7 @@ class CheckpointReader:
             pieces, common, held = self._overlapping(key, box)
         if held < needed:
             raise CheckpointInvalid(f"tensor {key!r}: the parts hold {held} of the {needed} elements that are needed")
-        if held > needed or _covered(box, common) != held:
+        if held > needed or covered_elements(box, common) != held:
             ranks = sorted({part.rank for part, _ in pieces})
             raise CheckpointInvalid(f"tensor {key!r}: the same elements are stored by several of the ranks {ranks}")
         return box, pieces
@@ -194,11 +194,11 @@ class CheckpointReader:
         """The chunks that hold something of `box`, what of it each holds, and how many elements that is."""
         pieces, common = [], []
         for part, chunk in self._known(key):
-            overlap = _overlap(box, (chunk.offset, chunk.size))
+            overlap = overlap_of(box, (chunk.offset, chunk.size))
             if overlap is not None:
                 pieces.append((part, chunk))
                 common.append(overlap)
-        return pieces, common, sum(_count(size) for _, size in common)
+        return pieces, common, sum(elements_of(size) for _, size in common)
 
 
 class _Plan:
@@ -219,21 +219,21 @@ class _Plan:
         if box == (chunk.offset, chunk.size) and target.is_contiguous():
             file.want(chunk.begin - base, _bytes(target), chunk.shared and whole)
             return
-        common = _overlap(box, (chunk.offset, chunk.size))
+        common = overlap_of(box, (chunk.offset, chunk.size))
         assert common is not None
-        count = _count(common[1])
+        count = elements_of(common[1])
         if not count:
             return
-        first, span = _span(common, (chunk.offset, chunk.size))
+        first, span = span_of(common, (chunk.offset, chunk.size))
         begin = chunk.begin - base + first * target.element_size()
-        where, room = _span(common, box)
+        where, room = span_of(common, box)
         if span == room == count and target.is_contiguous():
             source = target.view(-1)[where : where + count]
         else:
             # Elements of others lie between: all is read, and what is wanted picked out of it.
             source = torch.empty(span, dtype=target.dtype)
-            picked = source.as_strided(common[1], _strides(chunk.size))
-            self._staged.append((target[_index(common, box)], picked))
+            picked = source.as_strided(common[1], strides_of(chunk.size))
+            self._staged.append((target[slices_of(common, box)], picked))
         file.want(begin, _bytes(source), chunk.shared and whole)
 
     def finish(self) -> None:
@@ -241,7 +241,7 @@ class _Plan:
             target.copy_(picked)
 
 
-def fresh(size: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+def new_tensor(size: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     """Memory of torch's own: a tensor that begins at an odd address is computed with by other instructions, and rounds
     otherwise."""
     made = torch.empty(size, dtype=dtype)
@@ -256,62 +256,6 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
     return found
 
 
-def _span(box: Box, outer: Box) -> tuple[int, int]:
-    """Where `box`, which lies inside of `outer`, begins in its elements, and how far it reaches to its last one."""
-    first = last = 0
-    for stride, offset, begin, size in zip(_strides(outer[1]), box[0], outer[0], box[1]):
-        first += (offset - begin) * stride
-        last += (offset - begin + size - 1) * stride
-    return first, last - first + 1
-
-
-def _strides(size: Sequence[int]) -> list[int]:
-    """Of a dense tensor in C order."""
-    strides, stride = [], 1
-    for one in reversed(size):
-        strides.append(stride)
-        stride *= one
-    return strides[::-1]
-
-
-def _index(box: Box, outer: Box) -> tuple[slice, ...]:
-    return tuple(slice(o - b, o - b + s) for o, b, s in zip(box[0], outer[0], box[1]))
-
-
 def _is_copy(chunk: Chunk) -> bool:
     """A rank's own box of a tensor that is sharded over some of the ranks, and perhaps over others just the same."""
     return not chunk.shared and chunk.size != chunk.shape
-
-
-def _overlap(one: Box, other: Box) -> Box | None:
-    offset = tuple(max(a, b) for a, b in zip(one[0], other[0]))
-    end = tuple(min(a + s, b + t) for a, s, b, t in zip(one[0], one[1], other[0], other[1]))
-    size = tuple(e - o for e, o in zip(end, offset))
-    if any(s <= 0 for s in size):
-        # A tensor without elements is covered by its own chunk.
-        return (offset, size) if one == other else None
-    return offset, size
-
-
-def _covered(box: Box, boxes: Sequence[Box]) -> int:
-    """How many elements of `box` lie in at least one of `boxes`, which lie inside of it."""
-    if len(boxes) < 2:
-        return sum(_count(size) for _, size in boxes)
-    if all(size[1:] == box[1][1:] for _, size in boxes):
-        # Rows, as nearly always: a sweep instead of a map of every element.
-        rows, end = 0, 0
-        for begin, count in sorted((offset[0], size[0]) for offset, size in boxes):
-            rows += max(0, begin + count - max(begin, end))
-            end = max(end, begin + count)
-        return rows * _count(box[1][1:])
-    seen = torch.zeros(box[1], dtype=torch.bool)
-    for offset, size in boxes:
-        seen[tuple(slice(o - b, o - b + s) for o, b, s in zip(offset, box[0], size))] = True
-    return int(seen.sum())
-
-
-def _count(size: Sequence[int]) -> int:
-    count = 1
-    for one in size:
-        count *= one
-    return count

@@ -38,7 +38,7 @@ class Journal:
         self._failed = False
         self._flushed = 0.0
 
-    def cut(self, step: int) -> int | None:
+    def truncate(self, step: int) -> int | None:
         """Forget everything after `step`; the last step that was there before, or None. Durable when it returns."""
         last: int | None = None
         try:
@@ -62,7 +62,7 @@ class Journal:
 
     def append(self, step: int, values: dict[str, Any], when: float | None = None) -> Record:
         """Write one line; others can read it a second later. Raises TypeError for what is no plain value."""
-        record = Record(step, when or time.time(), {name: plain(name, value) for name, value in values.items()})
+        record = Record(step, when or time.time(), {name: to_plain(name, value) for name, value in values.items()})
         self._records.append(record)
         if record.time - self._flushed > _VISIBLE_SECONDS:
             self._flushed = record.time
@@ -159,7 +159,7 @@ def _written(value: Value) -> Any:
     return {"float": repr(value)} if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def plain(name: str, value: Any) -> Value:
+def to_plain(name: str, value: Any) -> Value:
     """A value that is logged, as the plain one that it is. Raises TypeError."""
     if value is None or type(value) in (bool, int, float, str):
         return value  # type: ignore[no-any-return]

@@ -17,12 +17,12 @@ from pathlib import Path
 from autoresume.errors import EXIT_INTERRUPTED, AutoresumeError
 from autoresume.format import names
 from autoresume.node import policy
-from autoresume.node.brain import Cause
+from autoresume.node.causes import Cause
 from autoresume.node.cluster import Notice
 from autoresume.slurm import job, queue
 from autoresume.slurm.commands import SlurmAway
 from autoresume.slurm.environment import Task
-from autoresume.slurm.job import JobView, Told
+from autoresume.slurm.job import JobView, Situation
 
 log = logging.getLogger("autoresume")
 
@@ -37,12 +37,12 @@ _PATIENCE_SECONDS = 30.0
 _KILL_WAIT_SECONDS = 30.0
 
 _CAUSES = {
-    Told.PREEMPTED: Cause.PREEMPTED,
-    Told.PREEMPTED_FOR_GOOD: Cause.PREEMPTED,
-    Told.REQUEUED: Cause.REQUEUED,
-    Told.TIME_LIMIT: Cause.TIME_LIMIT,
-    Told.NODE_FAILURE: Cause.NODE,
-    Told.CANCELLED: Cause.CANCELLED,
+    Situation.PREEMPTED: Cause.PREEMPTED,
+    Situation.PREEMPTED_FOR_GOOD: Cause.PREEMPTED,
+    Situation.REQUEUED: Cause.REQUEUED,
+    Situation.TIME_LIMIT: Cause.TIME_LIMIT,
+    Situation.NODE_FAILURE: Cause.NODE,
+    Situation.CANCELLED: Cause.CANCELLED,
 }
 
 
@@ -99,11 +99,15 @@ class SlurmCluster:
         try:
             view = queue.look(spelled, _PATIENCE_SECONDS)
             if view is None or not job.may_requeue(view, self.task.restart):
-                log.info("job %s is not requeued: it is %s", spelled, told_in_words(view, self.task.restart))
+                log.info("job %s is not requeued: it is %s", spelled, situation_in_words(view, self.task.restart))
                 return EXIT_INTERRUPTED
             configured = "" if exclude else queue.configuration(_PATIENCE_SECONDS).get("RequeueExit", "")
             codes = queue.requeue_codes(configured)
-            if codes and view.requeue and job.told(view, self.task.restart) in (Told.RUNNING, Told.PREEMPTED):
+            if (
+                codes
+                and view.requeue
+                and job.situation_of(view, self.task.restart) in (Situation.RUNNING, Situation.PREEMPTED)
+            ):
                 log.info("exit code %d asks Slurm for it", codes[0])
                 self._write(REQUEUE_FILE, why)  # srun's code is another one if a task of it was killed
                 return codes[0]
@@ -172,12 +176,12 @@ class SlurmCluster:
         return None if end is None else Notice(end=round(time.monotonic() + end - time.time(), 0))
 
     def _notice_of(self, view: JobView) -> Notice:
-        found = job.told(view, self.task.restart)
-        self.preempted = self.preempted or found is Told.PREEMPTED
+        found = job.situation_of(view, self.task.restart)
+        self.preempted = self.preempted or found is Situation.PREEMPTED
         cause = _CAUSES.get(found)
-        if found is Told.REQUEUED and self.preempted:
+        if found is Situation.REQUEUED and self.preempted:
             cause = Cause.PREEMPTED
-        over = found not in (Told.RUNNING, Told.PREEMPTED, Told.PENDING)
+        over = found not in (Situation.RUNNING, Situation.PREEMPTED, Situation.PENDING)
         if over and self._completing_since is None:
             self._completing_since = time.monotonic()
         if self._completing_since is not None:
@@ -187,14 +191,14 @@ class SlurmCluster:
         return Notice(
             end=end,
             cause=cause,
-            requeued=found is Told.REQUEUED,
-            cancelled=found is Told.CANCELLED,
-            over=over or found is Told.PREEMPTED,
+            requeued=found is Situation.REQUEUED,
+            cancelled=found is Situation.CANCELLED,
+            over=over or found is Situation.PREEMPTED,
         )
 
 
-def told_in_words(view: JobView | None, restart: int) -> str:
-    return "forgotten by Slurm" if view is None else f"{job.told(view, restart).value} ({view.state})"
+def situation_in_words(view: JobView | None, restart: int) -> str:
+    return "forgotten by Slurm" if view is None else f"{job.situation_of(view, restart).value} ({view.state})"
 
 
 def job_folder(run_folder: Path, task: Task) -> Path:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from autoresume.errors import EXIT_INTERRUPTED
-from autoresume.node.brain import Cause
+from autoresume.node.causes import Cause
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Law: what the nodes tell becomes events of the pure table (node/policy.py), and its actions become messages to
 the nodes. A round is one start of the launcher on all nodes; when all have ended and persisted, the round is
-over, is written down, and the brain (node/brain.py) says whether another one begins here.
+over, is written down, and node/verdicts.py says whether another one begins here.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 from autoresume.checkpoint import incarnation
 from autoresume.errors import EXIT_FINISHED, EXIT_INTERRUPTED, AutoresumeError
 from autoresume.handoff.fence import Order
-from autoresume.node import brain, policy
-from autoresume.node.brain import Cause, Lost
-from autoresume.node.hang import Patience
+from autoresume.node import causes, policy
+from autoresume.node.causes import Cause, Lost
+from autoresume.node.hang_timeout import HangTimeout
 from autoresume.node.policy import Kind, State
 from autoresume.node.team import SILENT_SECONDS, Member, Message, Team
 from autoresume.storage.local import LocalStorage
@@ -48,7 +48,7 @@ class Coordinator:
         self.state = State()
         self.run_folder: Path | None = None
         self.ended: RoundEnded | None = None
-        self._patience = Patience()
+        self._hang_timeout = HangTimeout()
         self._welcomed = False
         self._finished_ranks = False
         self._stepped = False
@@ -78,9 +78,9 @@ class Coordinator:
         """A stop is wanted, at a common step."""
         if not self.state.interrupted:
             log.info("%s: the ranks stop at a common step", why)
-            self.happened(policy.Signalled(why, self.grace_seconds))
+            self.handle(policy.Signalled(why, self.grace_seconds))
 
-    def hear(self, number: int, message: Message) -> None:
+    def receive(self, number: int, message: Message) -> None:
         """A node tells something."""
         member = self.team.members.get(number)
         if member is None:
@@ -93,30 +93,30 @@ class Coordinator:
             self.stop(f"{message['name']} received")
         elif kind == "wish":
             if message["order"] == Order.STOP:
-                if not self._falls_apart():
+                if not self._has_failed_node():
                     self.stop("a signal to stop reached a rank")
             else:
-                self.happened(policy.Wished())
+                self.handle(policy.Wished())
         elif kind == "greeted":
             member.greeted = message
             self._welcome_all()
         elif kind == "answer":
             self.team.answer(number, message)
         elif kind == "rank died":
-            self.happened(policy.RankDied(int(message["rank"])))
+            self.handle(policy.RankDied(int(message["rank"])))
         elif kind == "life over":
             member.over, member.report = True, message["report"]
             if all(one.over for one in self.team.members.values()):
-                self.happened(policy.LifeOver())
-            elif not self._in_peace(message["report"]):
-                self.happened(policy.RankDied(-1))
+                self.handle(policy.LifeOver())
+            elif not self._ended_in_order(message["report"]):
+                self.handle(policy.RankDied(-1))
         elif kind == "exited":
             self._exited(member, message)
         elif kind == "drained":
             member.drained = True
             member.report = message["report"] or member.report
 
-    def lose(self, number: int, why: str) -> None:
+    def node_lost(self, number: int, why: str) -> None:
         """A node is gone."""
         member = self.team.members.get(number)
         if member is None or member.drained:
@@ -128,31 +128,31 @@ class Coordinator:
             self._reports.append(member.report)
         self.team.lose(number)
         if member.exited is None:
-            self.happened(policy.NodeLost(number, why))
+            self.handle(policy.NodeLost(number, why))
 
     def turn(self) -> None:
         """One look at the clock."""
         now = time.monotonic()
         for number, member in list(self.team.members.items()):
             if number and now - member.heard > SILENT_SECONDS:
-                self.lose(number, f"it has said nothing for {SILENT_SECONDS:.0f} s")
+                self.node_lost(number, f"it has said nothing for {SILENT_SECONDS:.0f} s")
         over, target = self.team.answered()
         if over:
-            self.happened(policy.Proposed(target))
+            self.handle(policy.Proposed(target))
         self.team.shut_if_all_left()
         team = self.team
         if team.most > self._most:
             if self._most >= 0:
-                self._patience.note(now - self._step_at)
+                self._hang_timeout.note(now - self._step_at)
             self._most, self._step_at = team.most, now
         self._stepped = self._stepped or team.most >= 0
         resting = any(member.state.get("left") for member in team.members.values())
-        self.happened(
+        self.handle(
             policy.Tick(
                 ready=self._welcomed and team.every("ready"),
                 idle=team.most < 0,
                 silent_seconds=0.0 if not self._welcomed or resting else now - self._step_at,
-                hang_after=self._patience.seconds(stepped=self._most >= 0),
+                hang_after=self._hang_timeout.seconds(stepped=self._most >= 0),
                 cost_seconds=team.cost_seconds or 0.0,
                 busy=team.busy,
             )
@@ -163,12 +163,12 @@ class Coordinator:
         if self.state.over and self.ended is None and all(member.drained for member in members):
             self._round_over()
 
-    def limit(self, end: float | None) -> None:
+    def set_time_limit(self, end: float | None) -> None:
         """The monotonic moment at which the job is ended, as the cluster says it now."""
-        lead = policy.lead_seconds(self.team.cost_seconds, self._patience.longest_seconds)
-        self.happened(policy.Limit(end, lead))
+        lead = policy.lead_seconds(self.team.cost_seconds, self._hang_timeout.longest_seconds)
+        self.handle(policy.Limit(end, lead))
 
-    def happened(self, event: policy.Event) -> None:
+    def handle(self, event: policy.Event) -> None:
         self.state, actions = policy.step(self.state, event, time.monotonic())
         for action in actions:
             if action.kind is Kind.PROPOSE:
@@ -188,30 +188,30 @@ class Coordinator:
         members = self.team.members.values()
         if not all(member.greeted for member in members):
             return
-        self._bury()
+        self._record_end()
         hello = next(iter(members)).greeted or {}
         self.run_folder = Path(hello["run_folder"])
-        self._patience.given = hello.get("hang_after")
+        self._hang_timeout.given = hello.get("hang_after")
         self._welcomed, self._most, self._step_at = True, -1, time.monotonic()
         self.team.renew()
-        self.happened(policy.Greeted())
+        self.handle(policy.Greeted())
         self.team.tell_all({"kind": "welcome"})
 
     def _exited(self, member: Member, message: Message) -> None:
         member.exited = int(message["code"])
         member.report = message["report"] or member.report
         others = [one for one in self.team.members.values() if one.exited is None]
-        if others and not self._in_peace(member.report):
-            self.happened(policy.RankDied(-1))  # the others wait for its ranks in vain
+        if others and not self._ended_in_order(member.report):
+            self.handle(policy.RankDied(-1))  # the others wait for its ranks in vain
 
-    def _in_peace(self, report: Message | None) -> bool:
+    def _ended_in_order(self, report: Message | None) -> bool:
         """All ranks of that node said that they are finished, or interrupted as they were told."""
         if report is None:
             return False
         words = {bye["how"] for bye in report["byes"]}
         return not report["silent"] and words <= {"finished", "interrupted"}
 
-    def _falls_apart(self) -> bool:
+    def _has_failed_node(self) -> bool:
         return any(member.exited or member.over for member in self.team.members.values())
 
     def _launchers_exited(self) -> None:
@@ -223,12 +223,12 @@ class Coordinator:
         whole = bool(said) and None not in reports and not self._lost and len(said) == ranks
         finished, interrupted = whole and set(said) == {"finished"}, whole and set(said) == {"interrupted"}
         code = codes[0] if codes else (1 if self._lost else EXIT_FINISHED)
-        self.happened(policy.LauncherExited(code, finished, interrupted))
+        self.handle(policy.LauncherExited(code, finished, interrupted))
 
     def _round_over(self) -> None:
         assert self.state.exit_code is not None
         code, cause, why, number = self.state.exit_code, Cause.UNKNOWN, self.state.why, None
-        buried = self._bury()
+        buried = self._record_end()
         if buried is not None:
             cause, why, number = buried["cause"], buried["why"], buried["number"]
         elif self._lost:
@@ -239,7 +239,7 @@ class Coordinator:
             cause = Cause.FINISHED
         self.ended = RoundEnded(code, cause, why, self._stepped, self.run_folder, number)
 
-    def _bury(self) -> dict[str, Any] | None:
+    def _record_end(self) -> dict[str, Any] | None:
         """Write down how the life that the nodes saw has ended. The first word counts."""
         members = self.team.members.values()
         reports = [*self._reports, *(member.report for member in members if member.report is not None)]
@@ -249,12 +249,12 @@ class Coordinator:
         numbers = [report["number"] for report in reports if report["number"] is not None]
         if not numbers:
             return None
-        what = brain.cause_of(reports, self.state.why if self.state.interrupted else None, self.state.hung, self._lost)
+        what = causes.cause_of(reports, self.state.why if self.state.interrupted else None, self.state.hung, self._lost)
         costs = [report["save_seconds"] for report in reports if report["save_seconds"] is not None]
         storage, number = LocalStorage(reports[0]["run_folder"]), max(numbers)
         more = {"cause": what.cause.value, "node": what.node, "save_seconds": max(costs, default=None), **what.more}
         try:
-            incarnation.end(storage, number, what.how, what.step, what.why, more)
+            incarnation.record_end(storage, number, what.how, what.step, what.why, more)
             known = incarnation.read(storage, number).ended or {}
         except (OSError, AutoresumeError) as error:
             log.warning("how incarnation %d ended could not be written down: %s", number, error)

@@ -26,12 +26,12 @@ from autoresume.checkpoint import incarnation
 from autoresume.checkpoint.retain import Keep
 from autoresume.errors import UsageError
 from autoresume.format import names
-from autoresume.handoff import kept
+from autoresume.handoff import kept_snapshots
 from autoresume.handoff.fence import DaemonFence, Order
 from autoresume.handoff.mailbox import NODE_FOLDER_VARIABLE, STACKS_FILE, Mailbox
 from autoresume.handoff.signals import STACKS_SIGNAL
 from autoresume.node import processes
-from autoresume.node.custodian import Custodian
+from autoresume.node.persister import Persister
 
 log = logging.getLogger("autoresume")
 
@@ -69,13 +69,13 @@ class Node:
     ) -> None:
         """`pace_seconds`: how often at most the steps alone are told, where hundreds of nodes tell theirs."""
         self.command, self.local_ranks, self.environment = list(command), local_ranks, environment
-        self.tell, self.pace_seconds = tell, pace_seconds
+        self.send, self.pace_seconds = tell, pace_seconds
         self.mailbox = Mailbox(folder)
         self.fence = DaemonFence(folder / "fence", local_ranks)
-        self.custodian = Custodian(self.mailbox, local_ranks)
+        self.persister = Persister(self.mailbox, local_ranks)
         self.life: Life | None = None
         self.child: subprocess.Popen[bytes] | None = None
-        self.name = name_here()
+        self.name = node_name()
         self._arrived: dict[int, Message] = {}
         """Hellos of ranks that wait for their welcome."""
         self._taken: frozenset[int] = frozenset()
@@ -89,33 +89,33 @@ class Node:
 
     def close(self) -> None:
         processes.kill_tree()
-        self.custodian.close()
+        self.persister.close()
         self.fence.close()
 
     # -- one turn of the daemon's loop ------------------------------------------------------------
 
     def turn(self) -> None:
         self.fence.beat()
-        self.custodian.look()
+        self.persister.start_new()
         if time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + _LOOK_SECONDS
-            self._greetings()
-            self._deaths()
+            self._receive_hellos()
+            self._note_deaths()
             processes.reap(self.child.pid if self.child else None)
         settled = self.fence.settled()  # before the wishes: one that has just been obeyed does not count
-        wish = self.fence.wishes()
+        wish = self.fence.requests()
         if wish:
-            self.fence.forget_wishes()
-            self._deaths()  # torchrun tells the others after one has died: look at that first
+            self.fence.clear_requests()
+            self._note_deaths()  # torchrun tells the others after one has died: look at that first
             # A save that is being taken is wished for until it has come; ranks that fall apart get torchrun's SIGTERM.
-            if (wish is Order.STOP and not self._falls_apart()) or (wish is Order.SAVE and settled):
-                self.tell({"kind": "wish", "order": int(wish)})
+            if (wish is Order.STOP and not self._has_failed_rank()) or (wish is Order.SAVE and settled):
+                self.send({"kind": "wish", "order": int(wish)})
         self._tell_state()
         code = self.child.poll() if self.child is not None else None
         if code is not None:
             self.child = None
-            self._deaths()
-            self.tell({"kind": "exited", "code": code if code >= 0 else 128 - code, "report": self.report()})
+            self._note_deaths()
+            self.send({"kind": "exited", "code": code if code >= 0 else 128 - code, "report": self.report()})
 
     def _tell_state(self) -> None:
         steps = [step for step in self.fence.steps() if step is not None]
@@ -126,19 +126,19 @@ class Node:
             "most": max(steps, default=-1),
             "left": self.life is not None and self.fence.all_left(),
             "settled": self.fence.settled(),
-            "cost": self.custodian.cost_seconds,
-            "busy": self.custodian.busy,
+            "cost": self.persister.cost_seconds,
+            "busy": self.persister.busy,
         }
         now, told = time.monotonic(), self._state
         news = any(state[word] != told.get(word) for word in ("ready", "idle", "left", "settled", "busy"))
         pace = _STATE_SECONDS if state == told else self.pace_seconds
         if news or now - self._state_at >= pace:
             self._state, self._state_at = state, now
-            self.tell(state)
+            self.send(state)
 
     # -- what the coordinator says ----------------------------------------------------------------
 
-    def obey(self, message: Message) -> None:
+    def handle(self, message: Message) -> None:
         kind = message["kind"]
         if kind == "begin":
             self._begin(message["environment"])
@@ -148,7 +148,7 @@ class Node:
             accepted = self.fence.offer(int(message["target"]), Order(message["order"]))
             most = max((step for step in self.fence.steps() if step is not None), default=-1)
             answer = {"target": message["target"], "accepted": accepted, "left": self.fence.all_left(), "most": most}
-            self.tell({"kind": "answer", **answer})
+            self.send({"kind": "answer", **answer})
         elif kind == "confirm":
             self.fence.confirm()
         elif kind == "withdraw":
@@ -161,15 +161,15 @@ class Node:
             self._kill(bool(message["all"]))
         elif kind == "drain":
             processes.kill_tree()
-            self.custodian.drain()
+            self.persister.drain()
             self._keep_stacks()
-            self.tell({"kind": "drained", "report": self.report()})
+            self.send({"kind": "drained", "report": self.report()})
 
     def _begin(self, more: Mapping[str, str]) -> None:
         """Start the ranks of a new round. Raises UsageError if the command can't be started."""
         self.life, self._arrived, self._taken, self._over_told = None, {}, frozenset(), False
         for name in self.mailbox.names():
-            if name != "daemon" and not name.startswith(kept.PREFIX):
+            if name != "daemon" and not name.startswith(kept_snapshots.PREFIX):
                 self.mailbox.remove(name)
         self.fence.reset()
         environment = {**self.environment, **more, NODE_FOLDER_VARIABLE: str(self.mailbox.folder)}
@@ -212,7 +212,7 @@ class Node:
 
     # -- ranks come and go ------------------------------------------------------------------------
 
-    def _greetings(self) -> None:
+    def _receive_hellos(self) -> None:
         """When all local ranks of a new start have said hello: settle what the old ones left, then tell."""
         hellos: dict[int, Message] = {}
         for name in self.mailbox.names("hello-"):
@@ -225,15 +225,17 @@ class Node:
         if pids & self._taken:
             return  # some of them are still the old ones
         if self.life is not None:
-            self.custodian.drain()  # before anybody claims the next number, which would make them stale
-            self._deaths()
+            self.persister.drain()  # before anybody claims the next number, which would make them stale
+            self._note_deaths()
             self._life_over()
-        for leftover in {path.name for path in self.mailbox.folder.glob("arena-*")} - kept.arenas(self.mailbox):
+        for leftover in {path.name for path in self.mailbox.folder.glob("arena-*")} - kept_snapshots.kept_arenas(
+            self.mailbox
+        ):
             (self.mailbox.folder / leftover).unlink(missing_ok=True)
         self._taken, self._arrived = pids, hellos
         first = hellos[min(hellos)]
-        self.custodian.keep = Keep.of(first["keep"])
-        self.tell({"kind": "greeted", "run_folder": first["run_folder"], "hang_after": first.get("hang_after")})
+        self.persister.keep = Keep.of(first["keep"])
+        self.send({"kind": "greeted", "run_folder": first["run_folder"], "hang_after": first.get("hang_after")})
 
     def _welcome(self) -> None:
         hellos, self._arrived = self._arrived, {}
@@ -251,7 +253,7 @@ class Node:
         for local, message in hellos.items():
             self.mailbox.send(f"welcome-{local}", {"pid": message["pid"]})
 
-    def _deaths(self) -> None:
+    def _note_deaths(self) -> None:
         if self.life is None:
             return
         for local, (pid, started) in self.life.ranks.items():
@@ -260,22 +262,22 @@ class Node:
             self.life.died[local] = time.time()
             if not self.mailbox.waiting(f"bye-{local}"):
                 log.warning("rank %d (process %d) is gone without a word", self.life.names[local], pid)
-                self.tell({"kind": "rank died", "rank": self.life.names[local]})
+                self.send({"kind": "rank died", "rank": self.life.names[local]})
         if len(self.life.died) == len(self.life.ranks):
             self._life_over()
 
     def _life_over(self) -> None:
         if not self._over_told:
             self._over_told = True
-            self.tell({"kind": "life over", "report": self.report()})
+            self.send({"kind": "life over", "report": self.report()})
 
-    def _falls_apart(self) -> bool:
+    def _has_failed_rank(self) -> bool:
         """A rank has failed, or is gone: torchrun now sends SIGTERM to the others, which is no preemption."""
         if self.life is None:
             return False
-        return bool(self.life.died) or any(bye.get("how") == "failed" for bye in self._byes().values())
+        return bool(self.life.died) or any(bye.get("how") == "failed" for bye in self._goodbyes().values())
 
-    def _byes(self) -> dict[int, Message]:
+    def _goodbyes(self) -> dict[int, Message]:
         found = {int(name.removeprefix("bye-")): self.mailbox.receive(name) for name in self.mailbox.names("bye-")}
         return {local: bye for local, bye in found.items() if bye is not None}
 
@@ -286,7 +288,7 @@ class Node:
             return None
         numbers = [self.mailbox.receive(name) for name in self.mailbox.names("claimed-")]
         steps = [step for step in self.fence.steps() if step is not None]
-        byes = self._byes()
+        byes = self._goodbyes()
         return {
             "run_folder": str(life.run_folder),
             "number": next((int(found["number"]) for found in numbers if found), None),
@@ -298,10 +300,10 @@ class Node:
                 {"rank": life.names[local], "time": life.died.get(local)} for local in life.ranks if local not in byes
             ],
             "memory_kills": processes.memory_kills() - self._memory_kills,
-            "save_seconds": self.custodian.cost_seconds,
+            "save_seconds": self.persister.cost_seconds,
         }
 
 
-def name_here() -> str:
+def node_name() -> str:
     """How the batch system, or else the network, calls this node."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()

@@ -19,7 +19,7 @@ are monotonic seconds.
     NodeLost                 a node is gone, with all its ranks: the others are killed at once
     LifeOver, Greeted        the ranks are all gone, or new ones have come: what held for the old ones is void
     deadline comes near      the ranks are killed; what was sealed is persisted in the time that is left
-    LauncherExited(code)     what is sealed is persisted, then the daemons end, or begin anew (node/brain.py)
+    LauncherExited(code)     what is sealed is persisted, then the daemons end, or begin anew (node/verdicts.py)
 """
 
 from __future__ import annotations

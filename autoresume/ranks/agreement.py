@@ -24,11 +24,19 @@ _TARGET_SECONDS = 0.1
 _MAX_INTERVAL = 64
 
 
-def environment_ranks() -> tuple[int, int]:
+def ranks_from_environment() -> tuple[int, int]:
     """(rank, world size) as the launcher tells it: torchrun's variables, else Slurm's for a plain srun."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     return 0, 1
+
+
+def known_ranks() -> tuple[int, int]:
+    """(rank, world size) as far as it is known now: the default process group's where there is one (mp.spawn and MPI
+    tell it nobody else), else what the launcher says."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return ranks_from_environment()
 
 
 class Ranks:
@@ -45,11 +53,11 @@ class Ranks:
 
         Every rank must call it. Raises AgreementError when they can't find each other.
         """
-        _, world_size = environment_ranks()
+        _, world_size = ranks_from_environment()
         if not (dist.is_available() and dist.is_initialized()):
             if world_size == 1:
                 return cls()
-            initialise(backend)
+            init_process_group(backend)
         if dist.get_world_size() == 1:
             return cls()
         try:
@@ -83,7 +91,7 @@ class Ranks:
         return [json.loads(bytes(buffer.numpy())) for buffer in buffers]
 
 
-def initialise(backend: str | None) -> None:
+def init_process_group(backend: str | None) -> None:
     """Make the default process group, if there is none yet: gloo for the CPU, and NCCL for CUDA where that is."""
     if dist.is_initialized():
         return
@@ -112,10 +120,10 @@ class LaggedOrders:
         self._until_next = 0
         self._left = False
 
-    def wish(self, order: Order) -> None:
+    def request(self, order: Order) -> None:
         self._wish = max(self._wish, order)
 
-    def at(self, step: int, step_seconds: float) -> Order:
+    def at_boundary(self, step: int, step_seconds: float) -> Order:
         """The boundary after `step`. Every rank calls it at every boundary, in step."""
         if self.ranks.group is None:
             order, self._wish = self._wish, Order.NOTHING
@@ -130,7 +138,7 @@ class LaggedOrders:
         self._launch(step_seconds)
         return order
 
-    def rest(self, step_seconds: float) -> tuple[Order, bool]:
+    def after_loop(self, step_seconds: float) -> tuple[Order, bool]:
         """For a rank that has left its loop: one more round; (order, whether all have left)."""
         if self.ranks.group is None:
             return Order.NOTHING, True

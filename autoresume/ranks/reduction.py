@@ -77,7 +77,7 @@ class ReductionOrder:
         self.order = order
 
 
-def find(objects: Mapping[str, Any], world_size: int) -> dict[str, ReductionOrder]:
+def find_ddp_modules(objects: Mapping[str, Any], world_size: int) -> dict[str, ReductionOrder]:
     """The DDP wrappers of tracked modules, by the modules' names. Empty where the order can't matter."""
     if world_size < _LEAST_RANKS:
         return {}
@@ -91,9 +91,11 @@ def find(objects: Mapping[str, Any], world_size: int) -> dict[str, ReductionOrde
     return dict(sorted(found.items()))
 
 
-def settle(objects: Mapping[str, Any], ranks: Ranks, noted: Mapping[str, list[int]]) -> dict[str, ReductionOrder]:
+def restore_reduction_orders(
+    objects: Mapping[str, Any], ranks: Ranks, noted: Mapping[str, list[int]]
+) -> dict[str, ReductionOrder]:
     """Let DDP add up gradients in the noted order, bit for bit; where none is noted, note it. Every rank calls it."""
-    found = find(objects, ranks.world_size)
+    found = find_ddp_modules(objects, ranks.world_size)
     for name, one in found.items():
         order = noted.get(name)
         ready = order is not None and len(order) == len(one.parameters) and one.can_rehearse()

@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-from autoresume.config.restore_request import Restore
+from autoresume.config.restore_request import RestoreRequest
 from autoresume.errors import StateError
-from autoresume.load import read_checkpoint
-from autoresume.restore.keys import Matching, match
+from autoresume.load.load_state import load_state
+from autoresume.restore.match_keys import Matching, match_keys
 
 _SHOWN = 20
 
 
 def load_weights(
-    name: str, module: torch.nn.Module, stored: Mapping[str, Any], request: Restore, words: str
+    name: str, module: torch.nn.Module, stored: Mapping[str, Any], request: RestoreRequest, words: str
 ) -> Matching:
     """Load what matches of `stored` (key -> tensor) into `module`, which is tracked as `name`.
 
@@ -29,7 +29,7 @@ def load_weights(
     live = {key: value for key, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
     there = {key: value for key, value in stored.items() if isinstance(value, torch.Tensor)}
     shapes = [{key: tuple(value.shape) for key, value in one.items()} for one in (there, live)]
-    found = match(shapes[0], shapes[1], request.rename, request.remove, request.fresh_inside(name))
+    found = match_keys(shapes[0], shapes[1], request.rename, request.remove, request.fresh_inside(name))
     problems = [f"{key} has shape {list(was)} there and {list(now)} here" for key, was, now in found.misfits]
     problems += [f"only here: {key}" for key in found.missing] + [f"only there: {key}" for key in found.unused]
     if not found.pairs:
@@ -38,7 +38,7 @@ def load_weights(
         raise StateError(_text(f"the weights in {words} and {name!r} differ", problems, name))
     before = {key: live[key].detach().clone() for key in found.pairs.values()}
     values = {**live, **{here: there[key] for key, here in found.pairs.items()}}
-    read_checkpoint.load(name, module, {**module.state_dict(), **values})
+    load_state(name, module, {**module.state_dict(), **values})
     after = module.state_dict()
     if before and all(_equal(after[key], value) for key, value in before.items()):
         raise StateError(

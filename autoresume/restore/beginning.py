@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from autoresume.checkpoint import incarnation
-from autoresume.checkpoint.discover import Judged, judge, listing, load_part, set_aside
+from autoresume.checkpoint.discover import Judged, judge, list_checkpoints, load_part, set_aside
 from autoresume.checkpoint.persist import Guard
 from autoresume.config import restore_request
-from autoresume.config.command_line import default_directory
+from autoresume.config.command_line import default_run_dir
 from autoresume.config.options import Options
-from autoresume.config.restore_request import Restore
+from autoresume.config.restore_request import RestoreRequest
 from autoresume.errors import CheckpointInvalid, UsageError
 from autoresume.format import names
 from autoresume.format.names import CheckpointName
 from autoresume.restore import origins
-from autoresume.restore.download import downloaded
-from autoresume.restore.origins import Origin, Place
+from autoresume.restore.download import download_origin
+from autoresume.restore.origins import Origin, SelectedCheckpoint
 from autoresume.storage.base import Storage
 from autoresume.storage.local import LocalStorage
 from autoresume.storage.moved import Moved
@@ -39,7 +39,7 @@ class Beginning:
     """What a new run takes over, and from where: `checkpoint` of ours, or the weights in `path`, of another format."""
 
     mode: str
-    words: str
+    description: str
     """Such as "finetune of runs/base, E3_U120_S960-0001 (the latest)"."""
     path: Path
     checkpoint: CheckpointName | None = None
@@ -66,20 +66,20 @@ class Beginning:
 
 
 @dataclass
-class Past:
+class PastRequests:
     """What earlier lives of this run have done about requests."""
 
     requests: list[Any] = field(default_factory=list)
     has_checkpoints: bool = False
 
     @staticmethod
-    def of(storage: Storage) -> Past:
+    def of(storage: Storage) -> PastRequests:
         requests = [record.began.get("restore") for record in incarnation.history(storage)]
-        there = any(storage.size(name.manifest) is not None for name in listing(storage))
-        return Past([one for one in requests if one], there or bool(storage.list(names.ASIDE)))
+        there = any(storage.size(name.manifest) is not None for name in list_checkpoints(storage))
+        return PastRequests([one for one in requests if one], there or bool(storage.list(names.ASIDE)))
 
 
-def folder_of(options: Options, default: Path, base: Path) -> Path:
+def run_folder_of(options: Options, default: Path, base: Path) -> Path:
     """Where the run lives: in its own folder, or in that of the run that it continues. Raises UsageError."""
     run = base / options.run_dir if options.run_dir else default
     own = run / options.stage if options.stage else run
@@ -89,26 +89,28 @@ def folder_of(options: Options, default: Path, base: Path) -> Path:
     if request.source is None and request.stage is None:
         return own
     origin = origin_of(request, run, base)
-    return origins.run_around(origin) or own
+    return origins.enclosing_run(origin) or own
 
 
-def default_folder(arguments: list[str], base: Path, said: Mapping[str, str] | None = None) -> Path:
+def default_run_folder(arguments: list[str], base: Path, said: Mapping[str, str] | None = None) -> Path:
     """Where the run of a command lives that says nothing else; `said` are parts of `restore` that were said beside it.
 
     Raises UsageError.
     """
     arguments = list(arguments)
-    parts = restore_request.variables(os.environ) | dict(said or {}) | restore_request.take_arguments(arguments)
-    options = Options(restore=restore_request.settled(restore_request.merge(None, parts, "the command line")))
-    return folder_of(options, default_directory(arguments, base, options.restore), base)
+    parts = (
+        restore_request.from_environment(os.environ) | dict(said or {}) | restore_request.take_from_arguments(arguments)
+    )
+    options = Options(restore=RestoreRequest(**restore_request.merge_request(None, parts, "the command line")))
+    return run_folder_of(options, default_run_dir(arguments, base, options.restore), base)
 
 
-def origin_of(request: Restore, run: Path, base: Path) -> Origin:
+def origin_of(request: RestoreRequest, run: Path, base: Path) -> Origin:
     """Where a request leads; `run` is the folder of the run that makes it, without its stage. Raises UsageError."""
-    return origins.find(request.source or str(run), base, request.stage)
+    return origins.find_origin(request.source or str(run), base, request.stage)
 
 
-def check(options: Options, folder: Path, base: Path) -> None:
+def check_beginning(options: Options, folder: Path, base: Path) -> None:
     """Before anything is made: whether a new run would find what it is to begin with, as far as can be seen from here.
 
     Raises UsageError, CheckpointInvalid.
@@ -120,7 +122,7 @@ def check(options: Options, folder: Path, base: Path) -> None:
         raise UsageError(_NOTHING_THERE.format(folder=folder))
     origin = origin_of(request, folder.parent if options.stage else folder, base)
     if origin.url is None and origin.foreign is None:
-        origins.select(origin, request.select)
+        origins.select_checkpoint(origin, request.select)
 
 
 _NOTHING_THERE = (
@@ -129,14 +131,14 @@ _NOTHING_THERE = (
 )
 
 
-def decide(
+def decide_beginning(
     options: Options, folder: Path, base: Path, storage: LocalStorage, guard: Guard, number: int
 ) -> Beginning | None:
     """Rank 0, before the run's own checkpoints are looked at: what it begins with, if it has none.
 
     Goes back to an earlier checkpoint of the run's own where that is asked for. Raises UsageError, CheckpointInvalid.
     """
-    request, past = options.restore, Past.of(storage)
+    request, past = options.restore, PastRequests.of(storage)
     if request.mode is None:
         return None
     done = request.to_json() in past.requests
@@ -144,40 +146,40 @@ def decide(
         if not past.has_checkpoints:
             raise UsageError(_NOTHING_THERE.format(folder=folder))
         if request.select != "latest" and not done:
-            _go_back(origins.select(Origin(str(folder), run=folder), request.select), storage, guard, number)
+            _go_back(origins.select_checkpoint(Origin(str(folder), run=folder), request.select), storage, guard, number)
         return None
     if done and past.has_checkpoints:
         return None  # this start only goes on
     run = folder.parent if options.stage else folder
     origin = origin_of(request, run, base)
-    around = origins.run_around(origin)
+    around = origins.enclosing_run(origin)
     if request.mode == "continue" and around is not None and around.resolve() == folder.resolve():
         if request.select != "latest" or origin.checkpoint is not None:
-            _go_back(origins.select(origin, request.select), storage, guard, number)
+            _go_back(origins.select_checkpoint(origin, request.select), storage, guard, number)
         elif not past.has_checkpoints:
             raise UsageError(_NOTHING_THERE.format(folder=folder))
         return None
     if past.has_checkpoints:
         raise UsageError(
-            f"the run in {folder} has begun already, and not by restore.mode={request.mode!r} from {origin.words}: it "
-            "would go on from its own checkpoints. To begin a new run give another run_dir (or stage); to go on with "
-            "this one leave restore.mode out."
+            f"the run in {folder} has begun already, and not by restore.mode={request.mode!r} from "
+            f"{origin.description}: it would go on from its own checkpoints. To begin a new run give another run_dir "
+            "(or stage); to go on with this one leave restore.mode out."
         )
     return _from_elsewhere(request, origin, storage)
 
 
-def _from_elsewhere(request: Restore, origin: Origin, storage: LocalStorage) -> Beginning:
+def _from_elsewhere(request: RestoreRequest, origin: Origin, storage: LocalStorage) -> Beginning:
     mode = str(request.mode)
-    origin = downloaded(origin, storage.root)
+    origin = download_origin(origin, storage.root)
     if origin.foreign is not None:
         if mode != "finetune":
             raise UsageError(
-                f"restore.mode={mode!r} from {origin.words}: that is no checkpoint of autoresume, and of other formats "
-                "only weights are read. Give restore.mode=finetune, or bring the rest in by the script itself."
+                f"restore.mode={mode!r} from {origin.description}: that is no checkpoint of autoresume, and of other "
+                "formats only weights are read. Give restore.mode=finetune, or bring the rest in by the script itself."
             )
-        return Beginning(mode, f"{mode} of {origin.words}", origin.foreign)
-    place = origins.select(origin, request.select)
-    words = f"{mode} of {origin.words}, {place.name} ({place.why})"
+        return Beginning(mode, f"{mode} of {origin.description}", origin.foreign)
+    place = origins.select_checkpoint(origin, request.select)
+    words = f"{mode} of {origin.description}, {place.name} ({place.why})"
     lone = isinstance(place.storage, Moved)
     part = load_part(place.storage, place.manifest(), 0)
     kinds = {name: one.get("kind") for name, one in dict(part.about.get("objects") or {}).items()}
@@ -185,12 +187,12 @@ def _from_elsewhere(request: Restore, origin: Origin, storage: LocalStorage) -> 
     return Beginning(mode, words, place.storage.root, place.name, lone, place.run_id, part.about, models)
 
 
-def _go_back(place: Place, storage: LocalStorage, guard: Guard, number: int) -> None:
+def _go_back(place: SelectedCheckpoint, storage: LocalStorage, guard: Guard, number: int) -> None:
     """Put everything that is newer than `place` aside, the newest first: an interruption leaves nothing in between."""
     problem = judge(storage, place.name).problem
     if problem is not None:
         raise CheckpointInvalid(f"{place.name}, which was chosen as {place.why}, can't be restored: {problem}")
-    newer = [name for name in listing(storage) if name > place.name]
+    newer = [name for name in list_checkpoints(storage) if name > place.name]
     reason = f"incarnation {number} went back to {place.name} ({place.why})"
     for name in newer:
         guard()

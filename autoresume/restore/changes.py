@@ -43,7 +43,7 @@ class Change:
         return f"{self.what}: {_short(self.before)} -> {_short(self.now)}"
 
 
-def plain(config: Any) -> dict[str, Any]:
+def flatten_config(config: Any) -> dict[str, Any]:
     """Settings as a flat mapping of dotted names to plain values: of a mapping, a namespace, or a dataclass.
 
     Raises TypeError for anything else.
@@ -73,7 +73,7 @@ def _word(value: Any) -> Any:
     return re.sub(r" at 0x[0-9a-f]+", "", str(value))  # an address is another one in each process
 
 
-def packages() -> dict[str, str]:
+def installed_packages() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -83,7 +83,7 @@ def packages() -> dict[str, str]:
     return found
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
+def compare_facts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     """What differs between the facts of two starts; what only one of them knows is no difference but in settings."""
     found = []
     for part in ("packages", "objects", "loaders"):
@@ -105,7 +105,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     return found
 
 
-def arguments_of(words: Sequence[str]) -> dict[str, Any]:
+def parse_arguments(words: Sequence[str]) -> dict[str, Any]:
     """A command line as settings: `--lr 0.1 --fast x` is {"lr": "0.1", "fast": "x"}; the rest by its place."""
     found: dict[str, Any] = {}
     rest = list(words)

@@ -18,10 +18,10 @@ import torch
 
 from autoresume.errors import UsageError
 from autoresume.format import tree
-from autoresume.load.read_checkpoint import read_alone
+from autoresume.load.read_checkpoint import read_without_ranks
 from autoresume.restore import origins
 from autoresume.restore.weight_files import read_weights
-from autoresume.state.generator import GENERATORS, GeneratorState
+from autoresume.state.generator import GENERATOR_TYPES, GeneratorState
 
 _SHOWN = 60
 """Characters of a value."""
@@ -42,7 +42,7 @@ class Difference:
     relative: float | None = None
 
 
-def read(text: str) -> dict[str, Any]:
+def read_values(text: str) -> dict[str, Any]:
     """All values by name: of `SOURCE`, or `SOURCE@SELECTOR`, as `restore.from` and `restore.select` have them.
 
     What is each rank's own (generators, positions) is there for each rank. Raises UsageError, CheckpointInvalid.
@@ -50,7 +50,7 @@ def read(text: str) -> dict[str, Any]:
     source, at, selector = text.rpartition("@")
     if not at or Path(text).exists():
         source, selector = text, "latest"
-    origin = origins.find(source, Path.cwd())
+    origin = origins.find_origin(source, Path.cwd())
     if origin.url is not None:
         raise UsageError(f"{text}: download it first, or export it; a comparison reads what lies here")
     if origin.foreign is not None:
@@ -58,11 +58,11 @@ def read(text: str) -> dict[str, Any]:
         return {
             tree.join(name, key) if name else key: value for name, one in models.items() for key, value in one.items()
         }
-    place = origins.select(origin, selector)
+    place = origins.select_checkpoint(origin, selector)
     manifest = place.manifest()
     found: dict[str, Any] = {}
     for rank in range(manifest.world_size):
-        states = read_alone(place.storage, manifest, None if rank == 0 else frozenset({"run"}), rank).states
+        states = read_without_ranks(place.storage, manifest, None if rank == 0 else frozenset({"run"}), rank).states
         prefix = f"rank {rank}: " if rank else ""
         states = {name: Pickle(value) if isinstance(value, bytes) else value for name, value in states.items()}
         found |= {f"{prefix}{name}": value for name, value in _leaves("", states)}
@@ -74,7 +74,7 @@ class Pickle(bytes):
 
 
 def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, GENERATORS):
+    if isinstance(value, GENERATOR_TYPES):
         value = GeneratorState(value).state_dict()
     if isinstance(value, Mapping) and value:
         for key, item in value.items():

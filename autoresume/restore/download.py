@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from autoresume.errors import CheckpointInvalid, StorageFull, UsageError
 from autoresume.format import names
 from autoresume.format.digest import digest
-from autoresume.restore.origins import Origin, find
+from autoresume.restore.origins import Origin, find_origin
 from autoresume.storage.local import LocalStorage
 
 log = logging.getLogger("autoresume")
@@ -39,15 +39,15 @@ _RECORD = "source.json"
 _EXTRAS = {"s3": "s3fs", "hf": "huggingface_hub", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
 
 
-def downloaded(origin: Origin, folder: Path) -> Origin:
+def download_origin(origin: Origin, folder: Path) -> Origin:
     """`origin` as it is, or, of a URL, what lies in `folder` now. Raises as `fetch`."""
     if origin.url is None:
         return origin
-    path = fetch(origin.url, folder / names.SOURCES)
-    return replace(find(str(path), path.parent), words=origin.words)
+    path = download(origin.url, folder / names.SOURCES)
+    return replace(find_origin(str(path), path.parent), description=origin.description)
 
 
-def fetch(url: str, folder: Path, sha256: str | None = None) -> Path:
+def download(url: str, folder: Path, sha256: str | None = None) -> Path:
     """Download `url` into a folder of its own below `folder`, unless it is there already; where it lies.
 
     `sha256` (also as "#sha256=..." behind the URL) is what the content must have. A URL of a folder (s3, hf) gives a

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from autoresume.errors import UsageError
 from autoresume.restore import origins
-from autoresume.restore.download import downloaded
+from autoresume.restore.download import download_origin
 from autoresume.restore.weight_files import Tensors, Weights, read_weights
 
 
@@ -34,8 +34,8 @@ def load_model_state(
     working directory; `select` what `restore.select` takes. With several models `model` says which. `device` "auto" is
     the accelerator, if there is one. Raises UsageError, CheckpointInvalid.
     """
-    found, _ = find(os.fspath(source), select)
-    tensors = pick(found, model)
+    found, _ = find_weights(os.fspath(source), select)
+    tensors = pick_model(found, model)
     where = _device(device)
     return {key: tensor.to(where) for key, tensor in tensors.items()}
 
@@ -47,20 +47,20 @@ def _device(word: str) -> torch.device:
     return accelerator or torch.device("cpu")
 
 
-def find(source: str, select: str = "latest") -> tuple[Weights, dict[str, Any]]:
+def find_weights(source: str, select: str = "latest") -> tuple[Weights, dict[str, Any]]:
     """Weights by what people write, and what is known of them: run, stage, step, epoch, samples, tag, checkpoint."""
-    origin = downloaded(origins.find(source, Path.cwd()), Path.cwd())
+    origin = download_origin(origins.find_origin(source, Path.cwd()), Path.cwd())
     if origin.foreign is not None:
         found = read_weights(origin.foreign)
         return found, {"run": origin.foreign.stem, "checkpoint": select, **found.about}
-    place = origins.select(origin, select)
+    place = origins.select_checkpoint(origin, select)
     found = read_weights(place.storage.path(place.name.folder))
     run = place.storage.root.name
     spelled = select if select == "latest" or select.startswith("best") else str(place.name).rpartition("-")[0]
     return found, {**found.about, "run": run, "stage": "", "tag": select, "checkpoint": spelled}
 
 
-def pick(weights: Weights, model: str | None) -> Tensors:
+def pick_model(weights: Weights, model: str | None) -> Tensors:
     """One of the models. Raises UsageError that lists them."""
     if model is None and len(weights.models) == 1:
         return next(iter(weights.models.values()))
@@ -72,7 +72,7 @@ def pick(weights: Weights, model: str | None) -> Tensors:
     raise UsageError(f"there is no model {model!r}; there are {known}")
 
 
-def name_of(template: str, fields: Mapping[str, Any]) -> str:
+def file_name(template: str, fields: Mapping[str, Any]) -> str:
     """A file's name by a template such as "{model}_cp={checkpoint}_model.th". Raises UsageError for unknown fields."""
     known = {"timestamp": time.strftime("%Y%m%d-%H%M%S"), "info": "", **fields}
     wanted = [name for _, name, _, _ in string.Formatter().parse(template) if name]

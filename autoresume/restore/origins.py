@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoresume.checkpoint.custody import committed_checkpoints
-from autoresume.checkpoint.select import Best, choose
+from autoresume.checkpoint.committed import committed_checkpoints
+from autoresume.checkpoint.select import Best, select
 from autoresume.errors import CheckpointInvalid, UsageError
 from autoresume.format import names
 from autoresume.format.manifest import Manifest, ManifestHead
@@ -32,7 +32,7 @@ class Origin:
     """One of: a run, of which a checkpoint is yet to be selected; a committed checkpoint's folder; a file or folder of
     another format; a URL that is yet to be downloaded."""
 
-    words: str
+    description: str
     """What was asked for."""
     run: Path | None = None
     checkpoint: Path | None = None
@@ -41,7 +41,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Place:
+class SelectedCheckpoint:
     """A committed checkpoint: `storage` holds it under its name. `why` it was chosen."""
 
     storage: LocalStorage
@@ -54,7 +54,7 @@ class Place:
         return Manifest.from_bytes(self.storage.read(self.name.manifest))
 
 
-def find(text: str, base: Path, stage: str | None = None) -> Origin:
+def find_origin(text: str, base: Path, stage: str | None = None) -> Origin:
     """What `text` means to somebody who stands in `base`. Raises UsageError if nothing is found."""
     if _URL.match(text):
         return Origin(text, url=text)
@@ -77,18 +77,18 @@ def find(text: str, base: Path, stage: str | None = None) -> Origin:
     )
 
 
-def select(origin: Origin, selector: str, best: Best | None = None) -> Place:
+def select_checkpoint(origin: Origin, selector: str, best: Best | None = None) -> SelectedCheckpoint:
     """The committed checkpoint of a run, or the one whose folder was given. Raises UsageError, CheckpointInvalid."""
     if origin.checkpoint is not None:
         return _lone(origin.checkpoint)
     assert origin.run is not None
     storage = LocalStorage(origin.run)
-    best = best or best_of(storage)
-    chosen = choose(selector, committed_checkpoints(storage), best, str(origin.run))
-    return Place(storage, chosen.name, str(_run_json(origin.run).get("run_id")), chosen.why)
+    best = best or best_metric_of(storage)
+    chosen = select(selector, committed_checkpoints(storage), best, str(origin.run))
+    return SelectedCheckpoint(storage, chosen.name, str(_run_json(origin.run).get("run_id")), chosen.why)
 
 
-def best_of(storage: LocalStorage) -> Best | None:
+def best_metric_of(storage: LocalStorage) -> Best | None:
     """What a run calls its best, if it says so."""
     found = _run_json(storage.root).get("best")
     if not isinstance(found, dict):
@@ -96,7 +96,7 @@ def best_of(storage: LocalStorage) -> Best | None:
     return Best(str(found.get("metric")), bool(found.get("highest")))
 
 
-def run_around(origin: Origin) -> Path | None:
+def enclosing_run(origin: Origin) -> Path | None:
     """The run's folder that it lies in, if it is in one."""
     if origin.run is not None:
         return origin.run
@@ -187,7 +187,7 @@ def _by_wandb(text: str) -> Path | None:
     return Path(value) if value and (Path(value) / names.RUN).exists() else None
 
 
-def _lone(folder: Path) -> Place:
+def _lone(folder: Path) -> SelectedCheckpoint:
     """A checkpoint by its folder, wherever that lies and however it is called now."""
     try:
         head = ManifestHead.from_bytes((folder / _MANIFEST).read_bytes())
@@ -196,4 +196,4 @@ def _lone(folder: Path) -> Place:
     storage = LocalStorage(folder.parent.parent)
     if folder.parent.name != names.CHECKPOINTS or folder.name != str(head.checkpoint):
         storage = Moved(folder, head.checkpoint)
-    return Place(storage, head.checkpoint, head.run_id, "by its folder")
+    return SelectedCheckpoint(storage, head.checkpoint, head.run_id, "by its folder")

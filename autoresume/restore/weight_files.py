@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from autoresume.checkpoint.discover import judge
 from autoresume.errors import CheckpointInvalid, UsageError
 from autoresume.format.manifest import Manifest, ManifestHead
-from autoresume.load.read_checkpoint import read_alone
+from autoresume.load.read_checkpoint import read_without_ranks
 from autoresume.restore import torch_file
 from autoresume.storage.moved import Moved
 
@@ -150,7 +150,7 @@ def _own(folder: Path) -> Weights:
     judged = judge(storage, name)
     if judged.problem is not None:
         raise CheckpointInvalid(f"{folder}: {judged.problem}")
-    found = read_alone(storage, Manifest.from_bytes(storage.read(name.manifest)))
+    found = read_without_ranks(storage, Manifest.from_bytes(storage.read(name.manifest)))
     kinds = {key: one.get("kind") for key, one in dict(found.about.get("objects") or {}).items()}
     models: dict[str, Tensors] = {}
     for key, state in found.states.items():

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from autoresume.config.command_line import whole
+from autoresume.config.command_line import command_line
 from autoresume.errors import StateError
 from autoresume.restore import changes
 from autoresume.run.positions import Positions
-from autoresume.run.session import Session
+from autoresume.run.resources import Resources
 from autoresume.state.generator import GeneratorState
 from autoresume.state.pickled import pickled
 
@@ -26,8 +26,8 @@ _SCHEDULER = torch.optim.lr_scheduler.LRScheduler
 class Facts:
     """`config` holds the settings that the script told of (`run.configure`)."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
         self._gathered: dict[str, Any] = {}
         self.datasets: dict[str, Any] = {}
         self.config: dict[str, Any] = {}
@@ -39,19 +39,19 @@ class Facts:
         """Before anything is restored."""
         self._gathered = {
             "objects": {name: _object(value) for name, value in objects.items()},
-            "loaders": positions.facts(),
-            "packages": changes.packages(),
+            "loaders": positions.describe(),
+            "packages": changes.installed_packages(),
             "device": _device(objects),
-            "arguments": changes.arguments_of(whole()[1:]),
+            "arguments": changes.parse_arguments(command_line()[1:]),
         }
 
     def refuse_others(self, before: Mapping[str, Any]) -> None:
         """Raises StateError where the settings have to equal those of a checkpoint, and don't."""
-        if not self.must_equal or self._session.options.restore.is_lenient("config"):
+        if not self.must_equal or self._resources.options.restore.is_lenient("config"):
             return
         pair = [{key: value for key, value in one.items() if key not in self.may_differ}
                 for one in (dict(before.get("config") or {}), self.config)]  # fmt: skip
-        differ = changes.changes({"config": pair[0]}, {"config": pair[1]})
+        differ = changes.compare_facts({"config": pair[0]}, {"config": pair[1]})
         if differ:
             raise StateError(
                 f"{len(differ)} settings are not those that the checkpoint was made with: "
@@ -61,18 +61,18 @@ class Facts:
 
     def about(self) -> dict[str, Any]:
         """What goes into a checkpoint's part: rank 0's tells of the run, the others' nothing but its size."""
-        session = self._session
-        size = {"world_size": session.ranks.world_size}
-        if session.ranks.rank != 0:
+        resources = self._resources
+        size = {"world_size": resources.ranks.world_size}
+        if resources.ranks.rank != 0:
             return size
         run = {
-            "folder": str(session.folder.absolute()),
-            "stage": session.options.stage,
-            "command": whole(),
-            "loggers": session.known_identities,
+            "folder": str(resources.folder.absolute()),
+            "stage": resources.options.stage,
+            "command": command_line(),
+            "loggers": resources.run_file.loggers,
         }
         settings = {"config": self.config, "datasets": self.datasets}
-        return {**size, "run": run, "code": session.code, **settings, **self._gathered}
+        return {**size, "run": run, "code": resources.record.code, **settings, **self._gathered}
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from autoresume.checkpoint.incarnation import Incarnation
-from autoresume.node.brain import Cause
+from autoresume.node.causes import Cause
 
 FIRST_SECONDS = 60.0
 LEAST_SECONDS = 30.0
@@ -39,7 +39,7 @@ def time_between_failures(lives: Iterable[tuple[float, bool]]) -> float:
     return seconds / failures
 
 
-def lived(record: Incarnation, last_sign: float | None) -> tuple[float, bool]:
+def life_seconds(record: Incarnation, last_sign: float | None) -> tuple[float, bool]:
     """The seconds of a life that is over, and whether a failure ended it: whatever nobody wanted.
 
     `last_sign` (seconds since 1970) stands for its end where nobody wrote that down.
@@ -94,12 +94,12 @@ class Cadence:
             return f"at step {(step // self.steps + 1) * self.steps}"
         return f"in {max(0.0, self._last + self.interval_seconds - now):.0f} s"
 
-    def saved(self, now: float, stall_seconds: float) -> None:
+    def note_saved(self, now: float, stall_seconds: float) -> None:
         """A save was taken, and stopped training for that long. The cost is smoothed over saves."""
         self._last = now
         self.cost_seconds = _smoothed(self.cost_seconds, stall_seconds)
 
-    def persisted(self, seconds: float) -> None:
+    def note_durable(self, seconds: float) -> None:
         """A save has become durable, so long after it was taken. Smoothed as well."""
         self.durable_seconds = _smoothed(self.durable_seconds, seconds)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from autoresume.checkpoint import incarnation
 from autoresume.config.options import Options
 from autoresume.errors import AgreementError, UsageError
-from autoresume.handoff import kept
+from autoresume.handoff import kept_snapshots
 from autoresume.handoff.mailbox import NODE_FOLDER_VARIABLE, STACKS_FILE, Mailbox
 from autoresume.handoff.signals import STACKS_SIGNAL
 from autoresume.ranks.agreement import Ranks
@@ -22,7 +22,7 @@ from autoresume.ranks.agreement import Ranks
 _WELCOME_SECONDS = 600.0
 
 
-class Parent:
+class DaemonClient:
     """The node daemon as a rank sees it."""
 
     def __init__(self, folder: Path) -> None:
@@ -34,19 +34,19 @@ class Parent:
         value = self.mailbox.receive("daemon")
         if value is None:
             raise UsageError(f"{NODE_FOLDER_VARIABLE} names {folder}, where there is no daemon; unset it")
-        self.daemon = (int(value["pid"]), float(value["started"]))
+        self.process = (int(value["pid"]), float(value["started"]))
         self._stacks = open(folder / f"{STACKS_FILE}-{self.slot}", "w")
         faulthandler.register(STACKS_SIGNAL, self._stacks, all_threads=True)
 
     @classmethod
-    def of_environment(cls) -> Parent | None:
+    def of_environment(cls) -> DaemonClient | None:
         folder = os.environ.get(NODE_FOLDER_VARIABLE)
         return cls(Path(folder)) if folder else None
 
-    def lives(self) -> bool:
-        return incarnation.process_lives(*self.daemon)
+    def is_alive(self) -> bool:
+        return incarnation.process_lives(*self.process)
 
-    def greet(self, ranks: Ranks, run_folder: Path, options: Options) -> None:
+    def register(self, ranks: Ranks, run_folder: Path, options: Options) -> None:
         """Tell the daemon who we are, and wait until what our predecessors left is settled on all nodes."""
         together = int(os.environ.get("GROUP_WORLD_SIZE", ranks.world_size // self.local_world_size))
         known = int(os.environ.get("AUTORESUME_NODES", "1"))
@@ -73,17 +73,17 @@ class Parent:
             welcome = self.mailbox.receive(f"welcome-{self.slot}")
             if welcome is not None and welcome["pid"] == pid:
                 return
-            if not self.lives():
+            if not self.is_alive():
                 raise AgreementError("the node daemon died while this rank was starting")
             if time.monotonic() > deadline:
                 raise AgreementError(f"the node daemon did not answer within {_WELCOME_SECONDS:.0f} s")
             time.sleep(0.005)
 
-    def restored(self) -> None:
+    def release_kept_snapshots(self) -> None:
         """All ranks have read what they need: what the last life left in memory makes room for this one's snapshots."""
         if self.slot == 0:
-            kept.drop(self.mailbox)
+            kept_snapshots.drop_all(self.mailbox)
 
-    def claimed(self, number: int) -> None:
+    def report_incarnation(self, number: int) -> None:
         """Tell the daemon which incarnation this is."""
         self.mailbox.send(f"claimed-{self.slot}", {"number": number})

@@ -7,7 +7,6 @@ stored name: the script, or whoever asks, says what is called.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,9 +14,9 @@ from typing import Any, TypeVar
 
 from autoresume.checkpoint.discover import load_part
 from autoresume.errors import StateError, UsageError
-from autoresume.format import names, tree
+from autoresume.format import tree
 from autoresume.restore import origins
-from autoresume.run.session import Session
+from autoresume.run.resources import Resources
 
 log = logging.getLogger("autoresume")
 
@@ -27,8 +26,8 @@ T = TypeVar("T")
 class Datasets:
     """`noted` is filled with what was made, and goes into each checkpoint."""
 
-    def __init__(self, session: Session, noted: dict[str, Any]) -> None:
-        self._session = session
+    def __init__(self, resources: Resources, noted: dict[str, Any]) -> None:
+        self._resources = resources
         self._noted = noted
 
     def make(self, name: str, make: Callable[..., T], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> T:
@@ -36,12 +35,12 @@ class Datasets:
         if name in self._noted:
             raise UsageError(f"two data sets are called {name!r}; give each its name: run.dataset(..., name='...')")
         given = {"made_by": _called(make), "arguments": encode(name, args, kwargs)}
-        before = self._before().get(name)
+        before = self._resources.run_file.datasets().get(name)
         try:
             return self._make(name, make, args, kwargs, before, given)
         finally:
-            if self._session.number:
-                self.remember()
+            if self._resources.number:
+                self.store()
 
     def _make(
         self,
@@ -52,7 +51,7 @@ class Datasets:
         before: dict[str, Any] | None,
         given: dict[str, Any],
     ) -> T:
-        if before is None or before == given or self._session.options.restore.is_fresh(name):
+        if before is None or before == given or self._resources.options.restore.is_fresh(name):
             self._noted[name] = given
             return make(*args, **kwargs)
         if before["made_by"] != given["made_by"]:
@@ -71,13 +70,10 @@ class Datasets:
         self._noted[name] = before
         return rebuild(make, before)
 
-    def _before(self) -> dict[str, Any]:
-        return dict(json.loads(self._session.storage.read(names.RUN)).get("datasets") or {})
-
-    def remember(self) -> None:
+    def store(self) -> None:
         """Rank 0, once the run is claimed: the next start finds them."""
-        if self._session.ranks.rank == 0 and self._noted:
-            self._session.change_run(datasets={**self._before(), **self._noted})
+        if self._resources.ranks.rank == 0 and self._noted:
+            self._resources.run_file.change(datasets={**self._resources.run_file.datasets(), **self._noted})
 
 
 def rebuild_dataset(source: str | Path, make: Callable[..., T], name: str | None = None, select: str = "latest") -> T:
@@ -85,7 +81,7 @@ def rebuild_dataset(source: str | Path, make: Callable[..., T], name: str | None
 
     `source` and `select` are as in `restore`: a run's folder or a checkpoint's. Raises UsageError, CheckpointInvalid.
     """
-    place = origins.select(origins.find(str(source), Path.cwd()), select)
+    place = origins.select_checkpoint(origins.find_origin(str(source), Path.cwd()), select)
     part = load_part(place.storage, place.manifest(), 0)
     noted = dict(part.about.get("datasets") or {})
     name = name or getattr(make, "__name__", type(make).__name__)

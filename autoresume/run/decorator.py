@@ -11,20 +11,22 @@ import atexit
 import functools
 import inspect
 import logging
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-from autoresume.config.command_line import configure_logging, default_directory, take_restore_arguments
-from autoresume.config.options import load
+from autoresume.config.command_line import configure_logging, default_run_dir, take_restore_arguments
+from autoresume.config.options import load_options
 from autoresume.drill import recorder
 from autoresume.errors import AutoresumeError, UsageError
 from autoresume.format.digest import signing_key
-from autoresume.restore.beginning import check, folder_of
+from autoresume.restore.beginning import check_beginning, run_folder_of
 from autoresume.run.handle import Run
-from autoresume.run.session import Session
+from autoresume.run.life_record import finished_life
+from autoresume.run.resources import Resources
 
 log = logging.getLogger("autoresume")
 
@@ -65,11 +67,11 @@ def _wrap(function: Callable[..., Any], options: dict[str, Any]) -> Callable[...
         take_restore_arguments()  # before the script looks at its command line
     except AutoresumeError as error:
         configure_logging()
-        _leave_with(error)
+        _exit_with_message(error)
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        run = _open(options)
+        run = _open_run(options)
         if run is None:
             return None
         try:
@@ -77,13 +79,13 @@ def _wrap(function: Callable[..., Any], options: dict[str, Any]) -> Callable[...
             run.finish()
             return result
         except SystemExit as error:
-            _left_by(run, error)
+            _record_exit(run, error)
             raise
         except AutoresumeError as error:
             run.close("failed", str(error))
-            _leave_with(error)
+            _exit_with_message(error)
         except BaseException as error:
-            _ended_by(run, error)
+            _record_exception(run, error)
             raise
 
     return wrapped
@@ -96,7 +98,7 @@ def start(**options: Any) -> Run:
     as ended, and goes on when it is started again. Leaves with exit code 0 and a message when the run
     is finished already.
     """
-    run = _open(options)
+    run = _open_run(options)
     if run is None:
         raise SystemExit(0)
     previous = sys.excepthook
@@ -107,7 +109,7 @@ def start(**options: Any) -> Run:
             log.error("%s", error)
             return
         try:
-            _ended_by(run, error)
+            _record_exception(run, error)
         except SystemExit as interrupted:
             # An excepthook can't change the exit code by raising.
             sys.stderr.flush()
@@ -115,59 +117,70 @@ def start(**options: Any) -> Run:
         previous(kind, error, trace)
 
     sys.excepthook = hook
-    atexit.register(_left_by, run, None)
+    atexit.register(_record_exit, run, None)
     return run
 
 
-def _open(options: dict[str, Any]) -> Run | None:
+def _refuse_import_by_a_worker() -> None:
+    """Raises UsageError in a process that multiprocessing has spawned, while it imports the script again."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise UsageError(
+            "this process was spawned (as a data worker, say), and imports the script again, which would train once "
+            "more in it. Guard what starts the training: `if __name__ == '__main__': main()`; or let workers be "
+            "forked: multiprocessing_context='fork'."
+        )
+
+
+def _open_run(options: dict[str, Any]) -> Run | None:
     configure_logging()
     try:
+        _refuse_import_by_a_worker()
         signing_key()
-        loaded = load(options, folder=_LAUNCH_FOLDER, restore=take_restore_arguments())
-        default = default_directory(sys.argv, _LAUNCH_FOLDER, loaded.restore)
-        folder = folder_of(loaded, default, _LAUNCH_FOLDER)
-        check(loaded, folder, _LAUNCH_FOLDER)
-        session = Session(loaded, folder, _LAUNCH_FOLDER)
+        loaded = load_options(options, folder=_LAUNCH_FOLDER, restore=take_restore_arguments())
+        default = default_run_dir(sys.argv, _LAUNCH_FOLDER, loaded.restore)
+        folder = run_folder_of(loaded, default, _LAUNCH_FOLDER)
+        check_beginning(loaded, folder, _LAUNCH_FOLDER)
+        resources = Resources(loaded, folder, _LAUNCH_FOLDER)
     except AutoresumeError as error:
-        _leave_with(error)
+        _exit_with_message(error)
         raise
-    record = session.finished()
+    record = finished_life(resources.storage, loaded)
     if record is not None and record.ended is not None:
-        session.trap.restore()
-        if session.ranks.rank == 0:
+        resources.trap.restore()
+        if resources.ranks.rank == 0:
             log.info(
                 "the run in %s is finished: it ended after step %s. To train on, for more epochs, say, start it with "
                 "--restore.mode continue; to start a new one, give another run_dir (in the decorator, or "
                 "AUTORESUME_RUN_DIR), or move the folder away.",
-                session.folder,
+                resources.folder,
                 record.ended["step"],
             )
         return None
-    session.make_process_group()
-    return Run(session)
+    resources.init_process_group()
+    return Run(resources)
 
 
-def _leave_with(error: AutoresumeError) -> None:
+def _exit_with_message(error: AutoresumeError) -> None:
     """A clear message in place of a traceback. Raises SystemExit."""
     log.error("%s", error)
     raise SystemExit(1) from error
 
 
-def _ended_by(run: Run, error: BaseException) -> None:
+def _record_exception(run: Run, error: BaseException) -> None:
     """Record an exception that ended the script. Raises SystemExit where a stop signal was its cause."""
     if run.should_stop and not isinstance(error, KeyboardInterrupt):
         # A signal that reached the whole process tree kills data workers, and torch raises in the rank.
-        why = f"{type(error).__name__} after {run.session.trap.first!r}: {error}"
+        why = f"{type(error).__name__} after {run.life.resources.trap.first!r}: {error}"
         log.warning(
             "stopped by a signal in the middle of step %d (%s); the last checkpoint counts", run.step_count + 1, why
         )
-        code = run.session.exit_code
+        code = run.life.resources.exit_code
         run.close("interrupted", why)
         raise SystemExit(code) from error
     run.close("failed", f"{type(error).__name__}: {error}")
 
 
-def _left_by(run: Run, error: SystemExit | None) -> None:
+def _record_exit(run: Run, error: SystemExit | None) -> None:
     """Record that the script left by itself before its end. It is not finished: the record says so, not the exit code,
     which is the script's own. Raises SystemExit where a stop signal was the cause."""
     if run.over:
@@ -177,9 +190,9 @@ def _left_by(run: Run, error: SystemExit | None) -> None:
         run.close("failed", f"SystemExit({error.code!r})")
     elif run.should_stop:
         # A handler of the script's own that leaves by sys.exit(0): for whoever started it, that is no success.
-        why = f"the script left by itself {step}, after {run.session.trap.first!r}"
+        why = f"the script left by itself {step}, after {run.life.resources.trap.first!r}"
         log.warning("%s; the last checkpoint counts", why)
-        code = run.session.exit_code
+        code = run.life.resources.exit_code
         run.close("interrupted", why)
         if error is not None:
             raise SystemExit(code) from error

@@ -11,43 +11,48 @@ from typing import Any
 
 import torch
 
-from autoresume.config.restore_request import Restore
+from autoresume.config.restore_request import RestoreRequest
 from autoresume.errors import AutoresumeError, CheckpointInvalid, UsageError
 from autoresume.load import read_checkpoint
+from autoresume.ranks.agreement import Ranks
 from autoresume.restore.apply_weights import load_weights
 from autoresume.restore.beginning import Beginning
-from autoresume.restore.contract import Contract
+from autoresume.restore.report import RestoreReport
 from autoresume.restore.weight_files import read_weights
-from autoresume.run.session import Session
 
 _VISIBLE_SECONDS = 60.0
 
 
-def take(session: Session, begin: Beginning, modules: Mapping[str, torch.nn.Module], contract: Contract) -> None:
+def load_initial_weights(
+    begin: Beginning,
+    request: RestoreRequest,
+    ranks: Ranks,
+    modules: Mapping[str, torch.nn.Module],
+    report: RestoreReport,
+) -> None:
     """Load the weights that the run begins with. Every rank must call it. Raises UsageError, StateError."""
-    request = session.options.restore
     if begin.checkpoint is None:
-        stored = _read_foreign(session, begin)
-        pairs = pair(modules, list(stored), request, begin.words)
+        stored = _read_foreign(ranks, begin)
+        pairs = pair_models(modules, list(stored), request, begin.description)
     else:
-        pairs = pair(modules, begin.models, request, begin.words)
+        pairs = pair_models(modules, begin.models, request, begin.description)
         # Shards are read as shards where the names are the same on both sides.
         same = {there: modules[here] for here, there in pairs.items() if not request.rename}
         found = read_checkpoint.read_chosen(
-            begin.storage, begin.checkpoint, session.ranks, same, frozenset(pairs.values()), into_live=False
+            begin.storage, begin.checkpoint, ranks, same, frozenset(pairs.values()), into_live=False
         )
         stored = found.states
     for here, there in pairs.items():
-        matching = load_weights(here, modules[here], stored[there], request, begin.words)
+        matching = load_weights(here, modules[here], stored[there], request, begin.description)
         name = here if there in (here, "") else f"{here} (of {there})"
-        contract.restored.append(name)
-        contract.notes += [f"{here}: {note}" for note in matching.notes]
-        contract.missing += [f"{here}.{key}" for key in matching.missing]
-        contract.unused += [f"{there or here}.{key}" for key in matching.unused]
-    contract.missing += [name for name in modules if name not in pairs]
+        report.restored.append(name)
+        report.notes += [f"{here}: {note}" for note in matching.notes]
+        report.missing += [f"{here}.{key}" for key in matching.missing]
+        report.unused += [f"{there or here}.{key}" for key in matching.unused]
+    report.missing += [name for name in modules if name not in pairs]
 
 
-def _read_foreign(session: Session, begin: Beginning) -> dict[str, dict[str, torch.Tensor]]:
+def _read_foreign(ranks: Ranks, begin: Beginning) -> dict[str, dict[str, torch.Tensor]]:
     problem, models = None, {}
     deadline = time.monotonic() + _VISIBLE_SECONDS
     while not begin.path.exists() and time.monotonic() < deadline:
@@ -56,13 +61,15 @@ def _read_foreign(session: Session, begin: Beginning) -> dict[str, dict[str, tor
         models = read_weights(begin.path).models
     except (AutoresumeError, OSError) as error:
         problem = str(error)
-    problems = [one for one in session.ranks.gather(problem) if one]
+    problems = [one for one in ranks.gather(problem) if one]
     if problems:
         raise CheckpointInvalid(f"{problems[0]}. Nothing was started.")
     return models
 
 
-def pair(modules: Mapping[str, Any], stored: Sequence[str], request: Restore, words: str) -> dict[str, str]:
+def pair_models(
+    modules: Mapping[str, Any], stored: Sequence[str], request: RestoreRequest, words: str
+) -> dict[str, str]:
     """Which stored model each tracked one gets: as `restore.weights` says, else by name, else the only one.
 
     Raises UsageError.

@@ -23,7 +23,7 @@ class Generators:
 
     def begin(self) -> None:
         """Just before anything of a checkpoint is looked at."""
-        self.began = rng.fingerprints()
+        self.began = rng.rng_digests()
 
     def compare_beginnings(self, before: dict[str, str]) -> list[str]:
         """Which of them stand elsewhere than in the first life: what a script builds from random numbers before it
@@ -32,15 +32,15 @@ class Generators:
         self.began = before
         return differ
 
-    def take_over(self, states: dict[str, Any]) -> None:
+    def hold(self, states: dict[str, Any]) -> None:
         self._restored = states
 
-    def put(self) -> None:
+    def restore(self) -> None:
         """Set them to what was taken over, which is kept for `before_first`."""
         if self._restored is not None:
-            rng.put(self._restored)
+            rng.set_rng_state(self._restored)
 
-    def before_first(self) -> None:
+    def before_first_batch(self) -> None:
         """The first batch after a resume: whatever making iterators drew is undone."""
-        self.put()
+        self.restore()
         self._restored = None

@@ -13,16 +13,17 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from autoresume.base.call_site import here
+from autoresume.base.call_site import call_site
 from autoresume.data.loader import RunLoader
 from autoresume.data.stateful import StatefulRunLoader
 from autoresume.errors import UsageError
 from autoresume.format import names
 from autoresume.restore import changes
 from autoresume.run.life import Life
-from autoresume.run.session import Session
+from autoresume.run.loops import Loops
+from autoresume.run.resources import Resources
 from autoresume.state import rng
-from autoresume.state.state import Namespace
+from autoresume.state.namespace import Namespace
 
 log = logging.getLogger("autoresume")
 
@@ -48,74 +49,73 @@ class Run:
     `should_stop`, `incarnation`.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, resources: Resources) -> None:
         global _current
-        self.session = session
         self.state = Namespace()
-        self._life = Life(session, self.state)
-        self._told_of_range = False
-        if session.options.seed is not None:
-            rng.seed(rng.mix(session.seed, session.ranks.rank) % 2**32)
+        self.life = Life(resources, self.state)
+        self._loops = Loops(self.life)
+        if resources.options.seed is not None:
+            rng.seed_all(rng.mix_seed(resources.run_file.seed, resources.ranks.rank) % 2**32)
         _current = self
 
     # -- what it is -------------------------------------------------------------------------------
 
     @property
     def directory(self) -> Path:
-        return self.session.folder
+        return self.life.resources.folder
 
     @property
     def id(self) -> str:
-        return self.session.run_id
+        return self.life.resources.run_id
 
     @property
     def incarnation(self) -> int:
         """The number of this life of the run; 0 before `restore`."""
-        return self.session.number
+        return self.life.resources.number
 
     @property
     def rank(self) -> int:
-        return self.session.ranks.rank
+        return self.life.resources.ranks.rank
 
     @property
     def world_size(self) -> int:
-        return self.session.ranks.world_size
+        return self.life.resources.ranks.world_size
 
     @property
     def step_count(self) -> int:
-        return self._life.step
+        return self.life.step
 
     @property
     def samples(self) -> int:
-        return self._life.samples
+        return self.life.samples
 
     @property
     def is_resumed(self) -> bool:
-        return self._life.is_resumed
+        return self.life.is_resumed
 
     @property
     def restored(self) -> bool:
-        return self._life.restored
+        return self.life.restored
 
     @property
     def over(self) -> bool:
         """This life of the run has ended; `finish` or `close` was called."""
-        return self._life.over
+        return self.life.over
 
     @property
     def epoch(self) -> int:
         """The epoch that the training loader is in (or that `run.epochs` is at)."""
-        return self._life.epoch
+        return self.life.epoch
 
     @property
     def should_stop(self) -> bool:
         """True once a stop signal reached this rank. The run leaves by itself at the next agreed boundary;
         code between two boundaries that takes long may look here and hurry."""
-        return self.session.trap.first is not None
+        return self.life.resources.trap.first is not None
 
     def seed(self, value: int) -> None:
         """Seed python, numpy and torch, as scripts do at their start; on each rank with `value` itself."""
-        rng.seed(value)
+        rng.seed_all(value)
 
     def configure(self, config: Any, *, must_equal: bool = False, ignore: Collection[str] = ()) -> None:
         """Tell the run its settings: a mapping, a namespace (of argparse), or a dataclass; plain values, nested or not.
@@ -127,12 +127,12 @@ class Run:
         if self.restored:
             raise UsageError("call run.configure(...) before run.restore(), or the loop: then it is compared")
         try:
-            self._life.facts.config = changes.plain(config)
+            self.life.facts.config = changes.flatten_config(config)
         except TypeError:
             raise UsageError(
                 f"run.configure takes a mapping, a namespace or a dataclass, not a {type(config).__name__}"
             ) from None
-        self._life.facts.must_equal, self._life.facts.may_differ = must_equal, frozenset(ignore)
+        self.life.facts.must_equal, self.life.facts.may_differ = must_equal, frozenset(ignore)
 
     # -- what it remembers ------------------------------------------------------------------------
 
@@ -143,9 +143,9 @@ class Run:
         at once. Wrappers (DDP, torch.compile) are looked through. Raises UsageError, StateError.
         """
         for name, value in objects.items():
-            self._life.tracked.add(name, value)
-            loaded = self.is_resumed and self._life.tracked.load(name)
-            if self.is_resumed and not loaded and not self._life.stepped and self.rank == 0:
+            self.life.tracked.add(name, value)
+            loaded = self.is_resumed and self.life.tracked.load(name)
+            if self.is_resumed and not loaded and not self.life.stepped and self.rank == 0:
                 log.warning("%r came into being after the checkpoint, which holds no state for it: it is new", name)
 
     def loader(
@@ -168,9 +168,9 @@ class Run:
         made anew in each turn of `run.epochs` or `run.range` is the one of the turn before, one epoch on.
         `name` tells loaders apart if a script makes them in another order after a resume.
         """
-        return self._life.positions.make_loader(
+        return self.life.positions.make_loader(
             name,
-            here(),
+            call_site(),
             dataset,
             batch_size=batch_size,
             shuffle=shuffle,
@@ -186,7 +186,7 @@ class Run:
         `restore.fresh=<name>` those count. `name` is by default what `make` is called. Arguments are plain values.
         `autoresume.rebuild_dataset` makes it again from a checkpoint alone. Raises UsageError, StateError.
         """
-        return self._life.datasets.make(name or str(getattr(make, "__name__", type(make).__name__)), make, args, kwargs)
+        return self.life.datasets.make(name or str(getattr(make, "__name__", type(make).__name__)), make, args, kwargs)
 
     def restore(self) -> bool:
         """Join the other ranks, claim the run, and load the newest checkpoint that is valid for all.
@@ -195,8 +195,7 @@ class Run:
         a loop of one's own calls it once, when what it tracks is built. Every rank must call it. Raises
         RunIsLive, NoValidCheckpoint (it is never started from scratch then), StateError (what doesn't fit).
         """
-        if not self.restored:
-            self._life.restore()
+        self.life.restore_once()
         return self.is_resumed
 
     # -- loops ------------------------------------------------------------------------------------
@@ -207,33 +206,11 @@ class Run:
         Each turn of the loop ends at a step boundary; with `accumulate`, every so many turns. Takes what
         `run.loader` made, and any other DataLoader or iterable.
         """
-        self.restore()
-        ours = self._life.positions.of(loader, here(), epochs is not None)
-        self._life.tracked.load_materialised()
-        while True:
-            ours.advance()
-            self._life.epoch = epoch = ours.epoch
-            if epochs is not None and epoch >= epochs:
-                self._life.generators.before_first()  # also where nothing is left
-                self._life.loop_ended()
-                return
-            for turn, batch in enumerate(ours.drive(), start=1):
-                yield batch
-                if turn % accumulate == 0:
-                    self.step()
-            if epochs is None:
-                self._life.loop_ended()
-                return
+        return self._loops.batches(loader, call_site(), epochs, accumulate)
 
     def steps(self, count: int) -> Iterator[int]:
         """Step numbers from where the run stands up to `count`; each turn ends at a step boundary."""
-        self.restore()
-        self._life.tracked.load_materialised()
-        self._life.generators.before_first()
-        while self.step_count < count:
-            yield self.step_count
-            self.step()
-        self._life.loop_ended()
+        return self._loops.steps(count)
 
     def range(self, *bounds: int, name: str | None = None) -> Iterator[int]:
         """Python's range, that goes on at the value it was interrupted in. Turns are not step boundaries.
@@ -241,35 +218,11 @@ class Run:
         Ranges may lie in each other; one that lies in another begins anew in each turn of that. `name` tells
         ranges apart if a script comes by them in another order after a resume.
         """
-        return self._range("range", name, bounds)
-
-    def _range(self, kind: str, name: str | None, bounds: tuple[int, ...]) -> Iterator[int]:
-        self.restore()
-        return self._turns(self._life.positions.range(kind, name, here(), bounds))
-
-    def _turns(self, values: Iterator[int]) -> Iterator[int]:
-        for turn, value in enumerate(values):
-            before = self.step_count
-            if turn and before == 0 and not self._told_of_range:
-                self._told_of_range = True
-                log.warning(
-                    "a turn of this loop is over, and run.step() was never called: turns of run.range are no step "
-                    "boundaries, so nothing is saved, and nobody can stop here. Call run.step() where a step ends."
-                )
-            yield value
-            if self.step_count == before + 1 and not self._life.positions.has_loaders and not self._told_of_range:
-                self._told_of_range = True
-                log.warning(
-                    "each turn of run.range ends with run.step(): a turn that is interrupted there is entered "
-                    "again after the resume. Use `for step in run.steps(count)`, which ends its turns by itself."
-                )
+        return self._loops.range("range", name, call_site(), bounds)
 
     def epochs(self, count: int) -> Iterator[int]:
         """Epochs from where the run stands up to `count`, for loops of one's own; sets `run.epoch`."""
-        for epoch in self._range("epochs", None, (count,)):
-            self._life.epoch = epoch
-            yield epoch
-        self._life.loop_ended()
+        return self._loops.epochs(count, call_site())
 
     def tasks(self, count: int, *, save: str | None = "task", start: int = 0, stop: int | None = None) -> Iterator[int]:
         """Task numbers of a training over tasks one after the other (continual learning), from where the run stands.
@@ -287,11 +240,8 @@ class Run:
         def ended(task: int) -> None:
             if save == "task" or (save == "last" and task == last):
                 self.save(f"task={task}")
-            self.step()
 
-        self.restore()
-        yield from self._life.positions.range("tasks", None, here(), (start, last + 1), ended)
-        self._life.loop_ended()
+        return self._loops.tasks(call_site(), (start, last + 1), ended)
 
     # -- the boundary -----------------------------------------------------------------------------
 
@@ -304,7 +254,7 @@ class Run:
         """
         if not self.restored:
             raise UsageError("call run.restore() once before the first run.step(), when what it tracks is built")
-        self._life.boundary(samples)
+        self.life.at_boundary(samples)
 
     def save(self, tag: str | None = None) -> None:
         """Save at the next step boundary, the end of this turn of the loop, whatever the interval. For every rank.
@@ -312,7 +262,7 @@ class Run:
         A checkpoint with a tag is never deleted by retention, and is selected by it, e.g. `restore.select=release`.
         It holds the metrics that were logged up to then. Raises UsageError for what can't be a tag.
         """
-        self._life.ask_for_save(tag)
+        self.life.request_save(tag)
 
     # -- metrics and side files -------------------------------------------------------------------
 
@@ -324,9 +274,9 @@ class Run:
         """
         if not self.restored:
             raise UsageError("call run.restore() before run.log(): only then is it known which step comes next")
-        self._life.metrics.log(self.step_count + 1, values)
-        if self._life.recorder is not None:
-            self._life.recorder.logged(values)
+        self.life.metrics.log(self.step_count + 1, values)
+        if self.life.recorder is not None:
+            self.life.recorder.logged(values)
 
     def logger(self, name: str) -> Any:
         """The own object of one of the run's loggers, for what it can and `run.log` can't: media, histograms.
@@ -337,7 +287,7 @@ class Run:
         """
         if not self.restored:
             raise UsageError("call run.restore() before run.logger(): only then are the loggers opened")
-        return self._life.metrics.handle(name)
+        return self.life.metrics.logger_object(name)
 
     @contextlib.contextmanager
     def open(self, name: str, mode: str = "rb") -> Iterator[BinaryIO]:
@@ -349,7 +299,7 @@ class Run:
         """
         if mode not in ("rb", "wb") or not names.is_inside(name):
             raise UsageError(f"run.open({name!r}, {mode!r}): give a plain relative name, and 'rb' or 'wb'")
-        storage, inside = self.session.storage, f"{names.FILES}/{name}"
+        storage, inside = self.life.resources.storage, f"{names.FILES}/{name}"
         with storage.writer(inside) if mode == "wb" else open(storage.path(inside), "rb") as file:
             yield file
 
@@ -360,14 +310,14 @@ class Run:
 
         `@autoresume` calls it when the function returns. Every rank must come here.
         """
-        if self._life.over:
+        if self.life.over:
             return
         if not self.restored:
             self.close("failed", "the script ended without run.restore()")
             raise UsageError(
                 "the script ended without restoring or training: call run.restore(), or loop over run.batches"
             )
-        self._life.finish()
+        self.life.finish()
         self.close("finished", "")  # it is: nothing is left but to be no longer the current run
 
     def close(self, how: str, why: str) -> None:
@@ -376,7 +326,7 @@ class Run:
         Waits for what is being persisted.
         """
         global _current
-        if not self._life.over:
-            self._life.close(how, why)
+        if not self.life.over:
+            self.life.close(how, why)
         if _current is self:
             _current = None

@@ -1,17 +1,20 @@
 """Rank 0's heartbeat: other machines see that this life lives; it sees newer claims, and what its user asks for.
 
-Law: a thread that only writes files and sets two attributes, which are looked at where a step ends.
+Law: a thread that only writes files and sets two attributes of `Orders`, which are looked at where a step ends.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
-from typing import Protocol
 
 from autoresume.checkpoint import incarnation, requests
+from autoresume.checkpoint.persist import Guard
 from autoresume.errors import StaleIncarnation
+from autoresume.format import names
+from autoresume.run.orders import Orders
 from autoresume.storage.base import Storage
 
 log = logging.getLogger("autoresume")
@@ -19,43 +22,29 @@ log = logging.getLogger("autoresume")
 _REQUEST_SECONDS = 2.0
 
 
-class Beating(Protocol):
-    """What the heart needs of a session."""
+class Heartbeat(threading.Thread):
+    """Of incarnation `number`. Started when it is made."""
 
-    number: int
-    stale: str | None
-    asked: str | None
-
-    @property
-    def storage(self) -> Storage: ...
-
-    def guard(self) -> None: ...
-
-    def note_progress(self) -> None: ...
-
-
-class Heart(threading.Thread):
-    """Rank 0 shows other machines that it lives, and notices a newer incarnation and its user's requests."""
-
-    def __init__(self, session: Beating) -> None:
-        super().__init__(name="autoresume-heart", daemon=True)
-        self._session = session
+    def __init__(self, storage: Storage, number: int, guard: Guard, orders: Orders) -> None:
+        super().__init__(name="autoresume-heartbeat", daemon=True)
+        self._storage, self._number, self._guard, self._orders = storage, number, guard, orders
         self._stopped = threading.Event()
         self.start()
 
     def run(self) -> None:
-        session, next_beat, told = self._session, 0.0, False
+        next_beat, told = 0.0, False
         while True:
             try:
                 if time.monotonic() >= next_beat:
                     next_beat = time.monotonic() + incarnation.HEARTBEAT_SECONDS
-                    session.guard()
-                    incarnation.beat(session.storage, session.number)
-                    session.note_progress()
+                    self._guard()
+                    incarnation.write_heartbeat(self._storage, self._number)
+                    progress = {"incarnation": self._number, **self._orders.progress()}
+                    self._storage.write(names.PROGRESS, json.dumps(progress).encode())
                     told = False
-                session.asked = requests.stop_is_wanted(session.storage)
+                self._orders.stop_reason = requests.stop_requested(self._storage)
             except StaleIncarnation as error:
-                session.stale = str(error)
+                self._orders.stale = str(error)
                 return
             except OSError as error:
                 if not told:

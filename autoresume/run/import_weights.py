@@ -13,9 +13,9 @@ import torch
 
 from autoresume.config.options import Options
 from autoresume.errors import UsageError
-from autoresume.restore.export import find, pick
+from autoresume.restore.export import find_weights, pick_model
 from autoresume.run.handle import Run
-from autoresume.run.session import Session
+from autoresume.run.resources import Resources
 
 
 class _Weights(torch.nn.Module):
@@ -29,20 +29,20 @@ class _Weights(torch.nn.Module):
         return dict(self._tensors)
 
 
-def bring_in(source: str, folder: Path, model: str | None = None) -> str:
+def import_weights(source: str, folder: Path, model: str | None = None) -> str:
     """Make the run directory `folder` of the weights in `source`; says what was done. Durable when it returns.
 
     Raises UsageError if there is a run already, or no weights in `source`, CheckpointInvalid.
     """
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty; give another --to")
-    found, _ = find(source)
+    found, _ = find_weights(source)
     if len(found.models) == 1:
         ((name, tensors),) = found.models.items()
         models = {model or name: tensors}
     else:
-        models = {model: pick(found, model)} if model else found.models
-    run = Run(Session(Options(), folder))
+        models = {model: pick_model(found, model)} if model else found.models
+    run = Run(Resources(Options(), folder))
     run.track(**{name or "model": _Weights(tensors) for name, tensors in models.items()})
     run.configure({"imported_from": source, "kind": found.kind, **found.about})
     run.restore()

@@ -7,40 +7,41 @@ once, as finished, interrupted, failed, or ended (left by the script before its 
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from autoresume.base.failpoints import reach
+from autoresume.base.failpoints import failpoint
 from autoresume.checkpoint import tags
 from autoresume.checkpoint.abandon import last_good
-from autoresume.data.persistent import PrivateSeeds
+from autoresume.data.every_loader import EveryLoader
 from autoresume.drill.recorder import Recorder
-from autoresume.errors import StorageFailed
+from autoresume.errors import StorageFailed, UsageError
 from autoresume.format import names
-from autoresume.format.manifest import Labels
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import Labels
 from autoresume.handoff.fence import Order
 from autoresume.load.read_checkpoint import Restored
 from autoresume.ranks import reduction
-from autoresume.restore.changes import changes
-from autoresume.restore.contract import Contract
+from autoresume.restore.beginning import Beginning
+from autoresume.restore.report import RestoreReport
 from autoresume.run import finetune
 from autoresume.run.about import Facts
+from autoresume.run.choose_checkpoint import choose_checkpoint, restore_side_files
+from autoresume.run.common_position import CommonPosition, Position
 from autoresume.run.datasets import Datasets
 from autoresume.run.generators import Generators
 from autoresume.run.metrics import Metrics
 from autoresume.run.positions import Positions
-from autoresume.run.saves import Saves
-from autoresume.run.session import Session
+from autoresume.run.resources import Resources
+from autoresume.run.restore_summary import RestoreSummary, log_beginning, warn_of_unseeded
+from autoresume.run.saves import Content, Saves
 from autoresume.run.tracing import Tracing
 from autoresume.run.tracked import Tracked
 from autoresume.snapshot.saver import Logged
 from autoresume.state import rng
-from autoresume.state.state import Namespace
+from autoresume.state.namespace import Namespace
 
 log = logging.getLogger("autoresume")
 
@@ -48,8 +49,11 @@ log = logging.getLogger("autoresume")
 class Life:
     """`step` counts completed steps, `samples` what all ranks saw in them; `epoch` is where the loops stand."""
 
-    def __init__(self, session: Session, state: Namespace) -> None:
-        self.session = session
+    saves: Saves
+    """From `restore` on."""
+
+    def __init__(self, resources: Resources, state: Namespace) -> None:
+        self.resources = resources
         self.state = state
         self.step = 0
         self.samples = 0
@@ -58,148 +62,113 @@ class Life:
         self.restored = False
         self.stepped = False
         self.over = False
-        self.contract = Contract()
-        self.facts = Facts(session)
-        self.datasets = Datasets(session, self.facts.datasets)
-        self.tracked = Tracked(session.options.restore, self.contract)
+        options, rank = resources.options, resources.ranks.rank
+        self._opened_as = rank, resources.ranks.world_size
+        self.report = RestoreReport()
+        self.facts = Facts(resources)
+        self.datasets = Datasets(resources, self.facts.datasets)
+        self.tracked = Tracked(options.restore, self.report)
         self.generators = Generators()
-        self.positions = Positions(session, self.generators.before_first)
-        self.metrics = Metrics(session)
-        self.saves = Saves(session)
-        options = session.options
-        self._tracing = Tracing(session.folder, session.ranks.rank, options.profile) if options.profile else None
-        self.recorder = Recorder.of_environment(session.ranks.rank)
+        self.positions = Positions(resources, self.generators.before_first_batch)
+        self.metrics = Metrics(resources)
+        self.recorder = Recorder.of_environment(rank)
         """Of a drill; else None."""
+        self._summary = RestoreSummary(resources, self.report)
+        self._common = CommonPosition(resources)
+        self._tracing = Tracing(resources.folder, rank, options.profile) if options.profile else None
         self._samples_given = False
-        self._even = False
-        """All ranks know of each other that they stand at the same place at each step."""
         self._asked_for = False
         self._tag: str | None = None
         self._reductions: dict[str, reduction.ReductionOrder] = {}
-        self._worker_seeds = PrivateSeeds(lambda: (session.ranks.rank, session.number))
-        self._worker_seeds.install()
+        self._every_loader = EveryLoader(lambda: (resources.ranks.rank, resources.number))
+        self._every_loader.install()
 
     # -- the beginning ----------------------------------------------------------------------------
 
+    def restore_once(self) -> None:
+        if not self.restored:
+            self.restore()
+
     def restore(self) -> None:
         """Join the others, claim the run, take over a checkpoint if there is one. Every rank must call it."""
-        session = self.session
-        before = session.ranks.rank
+        resources, objects = self.resources, self.tracked.objects
         if self._tracing is not None:
             self._tracing.start()
         self.generators.begin()
-        self.facts.gather(self.tracked.objects, self.positions)
-        found = session.begin(self.tracked.objects)
+        self.facts.gather(objects, self.positions)
+        self._join()
+        found, begin = choose_checkpoint(resources, objects)
+        resources.note_beginning(found, begin)
         self.restored = True
-        if before != session.ranks.rank:
-            log.warning("the launcher's variables said rank %d, the process group says %d", before, session.ranks.rank)
         if found is not None:
             self.is_resumed = True
-            self._take_over(found)
+            self._take_over(found, begin)
         else:
-            # A script that seeds torch gets the same order of data whenever it does; every rank gets rank 0's.
-            self.positions.set_data_seed(int(session.ranks.broadcast(torch.initial_seed() % 2**63)))
-            if session.beginning is not None:
-                finetune.take(session, session.beginning, self.tracked.modules, self.contract)
-            there = {"run": _Own(self), "state": self.state, **self.tracked.materialised()}
-            session.saver.check(there, frozenset(self.tracked.promised))
-        session.put_back_files(found)
+            self._begin_anew(begin)
+        restore_side_files(resources, found, begin)
         noted: dict[str, list[int]] = found.states["run"].get("reductions", {}) if found is not None else {}
-        self._reductions = reduction.settle(self.tracked.objects, session.ranks, noted)
-        self.generators.put()
-        self.datasets.remember()
+        self._reductions = reduction.restore_reduction_orders(objects, resources.ranks, noted)
+        self.generators.restore()
+        self.datasets.store()
         self.metrics.open(self.step, found.manifest.labels if found is not None else None, self.facts.config)
-        self._say_hello(found)
-        self._settle_contract(found)
+        log_beginning(resources, found, begin)
+        self._summary.summarise(found, begin, self.facts.about(), objects)
         if self.recorder is not None:
-            self.recorder.restored(self.step, session.number, self.tracked.objects, vars(self.state))
-        if session.ranks.rank == 0:
-            reach("restore.done")
+            self.recorder.restored(self.step, resources.number, objects, vars(self.state))
+        if resources.ranks.rank == 0:
+            failpoint("restore.done")
 
-    def _take_over(self, found: Restored) -> None:
-        session = self.session
-        states = dict(found.states)
-        own, user_state = states.pop("run"), states.pop("state")
-        self.contract.notes += found.rejected
-        self.facts.refuse_others(found.about)
-        self.tracked.take_over(states)
-        self.state.load_state_dict(user_state)
-        self.positions.set_data_seed(int(own["data_seed"]))
-        self._compare_beginnings(own["began"])
-        self.step, self.samples, self.epoch = int(own["step"]), int(own["samples"]), int(own["epoch"])
-        self.positions.take_over(own)
-        if session.beginning is None:
-            self.saves.saved_step = self.step  # else it is saved in another run only
-        if found.exact:
-            self.generators.take_over(own["rng"])
-            problem = rng.not_put(own["rng"])
-            if problem is not None and session.ranks.rank == 0:
-                log.warning("%s: random numbers of the device are not those that would have come", problem)
-        else:
-            rng.seed(rng.mix(session.seed, session.ranks.rank, self.step) % 2**32)
-            log.warning("rank %d is new since the checkpoint: its generators are seeded anew", session.ranks.rank)
-
-    def _compare_beginnings(self, before: dict[str, str]) -> None:
-        differ = self.generators.compare_beginnings(before)
-        if differ and self.session.ranks.rank == 0:
-            log.warning(
-                "the random numbers of %s stand elsewhere than at this point of the run's first start: this script "
-                "does not seed them. A split or data set that it draws at its start is another one each time, which no "
-                "checkpoint mends. Seed at the start, e.g. run.seed(0) or the option seed.",
-                " and ".join(differ),
+    def _join(self) -> None:
+        self.resources.join()
+        self.saves = self.resources.saves
+        self.positions.refuse_others_ranks()
+        ranks, seed, (rank, world_size) = self.resources.ranks, self.resources.options.seed, self._opened_as
+        if seed is not None and (ranks.rank, ranks.world_size) != (rank, world_size):
+            raise UsageError(
+                f"the option seed={seed} has seeded this process as rank {rank} of {world_size}, and the process group "
+                f"says rank {ranks.rank} of {ranks.world_size}: ranks would draw the same numbers. Call "
+                "torch.distributed.init_process_group(...) before the run is opened."
             )
 
-    def _say_hello(self, found: Restored | None) -> None:
-        session = self.session
-        if session.ranks.rank != 0:
-            return
-        begin = session.beginning
+    def _begin_anew(self, begin: Beginning | None) -> None:
+        """From scratch, or with the weights of something else."""
+        resources = self.resources
+        # A script that seeds torch gets the same order of data whenever it does; every rank gets rank 0's.
+        self.positions.set_data_seed(int(resources.ranks.broadcast(torch.initial_seed() % 2**63)))
         if begin is not None:
-            log.info("run %s, incarnation %d: %s", session.folder, session.number, begin.words)
-        elif found is None:
-            log.info("run %s, incarnation %d: starts from scratch", session.folder, session.number)
+            request, modules = resources.options.restore, self.tracked.modules
+            finetune.load_initial_weights(begin, request, resources.ranks, modules, self.report)
+        there = {"run": _RunState(self), "state": self.state, **self.tracked.materialised()}
+        self.saves.saver.check(there, frozenset(self.tracked.promised))
+
+    def _take_over(self, found: Restored, begin: Beginning | None) -> None:
+        ranks = self.resources.ranks
+        states = dict(found.states)
+        own, user_state = states.pop("run"), states.pop("state")
+        self.report.notes += found.rejected
+        self.facts.refuse_others(found.about)
+        self.tracked.load_states(states)
+        self.state.load_state_dict(user_state, self.tracked.memory())
+        self.positions.set_data_seed(int(own["data_seed"]))
+        differ = self.generators.compare_beginnings(own["began"])
+        if differ and ranks.rank == 0:
+            warn_of_unseeded(differ)
+        self.step, self.samples, self.epoch = int(own["step"]), int(own["samples"]), int(own["epoch"])
+        self.positions.load_state(own)
+        if begin is None:
+            self.saves.saved_step = self.step  # else it is saved in another run only
+        if found.exact:
+            self.generators.hold(own["rng"])
+            problem = rng.why_not_restorable(own["rng"])
+            if problem is not None and ranks.rank == 0:
+                log.warning("%s: random numbers of the device are not those that would have come", problem)
         else:
-            checkpoint = found.manifest.checkpoint
-            message = "run %s, incarnation %d: goes on after step %d, from %s"
-            log.info(message, session.folder, session.number, self.step, checkpoint)
-
-    def _settle_contract(self, found: Restored | None) -> None:
-        """What this start took over, told and kept."""
-        session, contract = self.session, self.contract
-        if found is None and session.beginning is None:
-            return
-        told = session.ranks.gather(contract.parts())
-        if session.ranks.rank != 0:
-            return
-        begin = session.beginning
-        before: Mapping[str, Any] = begin.about if begin is not None else {}
-        contract.origin = begin.words if begin is not None else ""
-        if found is not None:
-            before = found.about
-            contract.origin = contract.origin or f"{found.manifest.checkpoint} of this run"
-        contract.changes = changes(before, self.facts.about())
-        contract.notes += self._restored_options(contract)
-        contract.tell()
-        self._write_contract(told)
-
-    def _write_contract(self, ranks: list[dict[str, list[str]]]) -> None:
-        text = json.dumps(self.contract.to_json(ranks), indent=1)
-        self.session.storage.write(names.report_file(self.session.number), text.encode() + b"\n")
-
-    def _restored_options(self, contract: Contract) -> list[str]:
-        """What the script sets otherwise than before, where the restored value counts all the same."""
-        found = []
-        for change in contract.changes:
-            kind, _, rest = change.what.partition(".")
-            name, _, _ = rest.rpartition(".")
-            is_optimizer = isinstance(self.tracked.objects.get(name), torch.optim.Optimizer)
-            if kind == "objects" and is_optimizer and name in contract.restored and rest not in contract.reset:
-                found.append(f"the restored {rest} counts, not the script's {change.now}; else: restore.fresh={rest}")
-        return found
+            rng.seed_all(rng.mix_seed(self.resources.run_file.seed, ranks.rank, self.step) % 2**32)
+            log.warning("rank %d is new since the checkpoint: its generators are seeded anew", ranks.rank)
 
     # -- the boundary -----------------------------------------------------------------------------
 
-    def boundary(self, samples: int | None) -> None:
+    def at_boundary(self, samples: int | None) -> None:
         """One step more. Raises SystemExit where the run has to stop, StateError."""
         self.step += 1
         consumed = self.positions.commit()
@@ -209,156 +178,141 @@ class Life:
             reduction_order.note()
         if not self.stepped:
             self._note_first_step()
-        self.metrics.arrived()
+        self.metrics.write_ready()
         if self.recorder is not None:
             self.recorder.boundary(self.step, self.epoch, self.tracked.objects, vars(self.state))
-        order = self.session.boundary(self.step)
+        order = self.resources.orders.at_boundary(self.step)
         if self.recorder is not None and self.recorder.over(self.step):
             order = Order.STOP
         if self._asked_for and order is Order.NOTHING:
             order = Order.SAVE
         self._asked_for = False
         if self._tracing is not None:
-            self._trace()
+            self._trace(self._tracing)
         if order:
-            self._obey(order)
+            self._carry_out(order)
 
-    def _trace(self) -> None:
-        assert self._tracing is not None
-        self.session.note_outcomes()  # with what the daemon did
-        if self._tracing.step(self.session.number):
+    def _trace(self, tracing: Tracing) -> None:
+        self.saves.note_outcomes()  # with what the daemon did
+        if tracing.step(self.resources.number):
             self._tracing = None
 
     def _note_first_step(self) -> None:
-        if self.tracked.refuse_waiting() and self.session.ranks.rank == 0:
-            log.warning("not taken over: %s", ", ".join(self.contract.unused))
-            self._write_contract([self.contract.parts()])
+        rank = self.resources.ranks.rank
+        if self.tracked.refuse_waiting() and rank == 0:
+            self._summary.note_given_up()
         self.stepped = True
-        self.session.saver.prepare(self._everything(), frozenset(self.tracked.promised))
-        self.session.note_first_step()
+        self.saves.saver.prepare(self._all_objects(), frozenset(self.tracked.promised))
+        if rank == 0:
+            self.resources.record.note_first_step()
 
-    def _obey(self, order: Order) -> None:
+    def _carry_out(self, order: Order) -> None:
         if order in (Order.SAVE, Order.STOP) and self.saves.saved_step != self.step:
-            self._save(self._common_place(order), urgent=order is Order.STOP)
+            stopping = order is Order.STOP
+            self._save(self._common.of_save(self._position, self._stays_even, stopping), urgent=stopping)
         if order in (Order.STOP, Order.LEAVE):
             self._leave()
 
-    def ask_for_save(self, tag: str | None) -> None:
+    def request_save(self, tag: str | None) -> None:
         """Save at the next boundary; every rank must ask. Raises UsageError for what can't be a tag."""
-        self._tag = tags.checked(tag) if tag is not None else self._tag
+        self._tag = tags.check_tag(tag) if tag is not None else self._tag
         self._asked_for = True
 
-    def _place(self) -> list[int]:
-        return [self.step, self.epoch, self.samples]
+    @property
+    def _position(self) -> Position:
+        return Position(self.step, self.epoch, self.samples)
 
-    def _common_place(self, order: Order) -> list[int]:
-        """What all ranks call the checkpoint of this step.
+    @property
+    def _stays_even(self) -> bool:
+        return self.positions.even and not self._samples_given
 
-        A cadence in steps needs no word. All else was agreed, and reaches ranks that have left their loops, too: they
-        tell each other where they stand, until that was the same once, and cannot but stay the same.
-        """
-        if self._even or (order is not Order.STOP and self.session.cadence.steps is not None):
-            return self._place()
-        return max(self._places())
-
-    def _places(self) -> list[list[int]]:
-        """Where each rank stands. With uneven inputs a checkpoint is named by the rank that came furthest."""
-        told = self.session.ranks.gather([self._place(), self.positions.even and not self._samples_given])
-        places = [place for place, _ in told]
-        self._even = all(even for _, even in told) and all(place == places[0] for place in places)
-        differ = [one for one in places if one[0] == self.step and one != self._place()]
-        if differ and self.session.cadence.steps is not None and self.session.ranks.rank == 0:
-            log.warning(
-                "at step %d the ranks are in different epochs, or have counted different samples: their saves every %d "
-                "steps have different names, and are not committed. Give save_every in seconds.",
-                self.step,
-                self.session.cadence.steps,
-            )
-        return places
-
-    def _save(self, place: list[int], urgent: bool) -> None:
-        step, epoch, samples = place
-        name = CheckpointName(step=step, incarnation=self.session.number, epoch=epoch, samples=samples)
+    def _save(self, position: Position, urgent: bool) -> None:
+        name = CheckpointName(
+            step=position.step, incarnation=self.resources.number, epoch=position.epoch, samples=position.samples
+        )
         if name != self.saves.last:
             promised = frozenset(self.tracked.promised)
-            about = self.facts.about()
-            self.saves.take(self.step, name, self._everything(), promised, about, self._logged, urgent)
-            self.metrics.saving(step, self.session.storage.path(name.manifest))
+            content = Content(self._all_objects(), promised, self.facts.about(), self._logged)
+            self.saves.save(self.step, name, content, urgent)
+            self.metrics.saving(position.step, self.resources.storage.path(name.manifest))
 
     def _logged(self) -> Logged:
         """Up to the checkpoint that is being made."""
         journal_bytes = self.metrics.flush()
         labels = Labels(self.metrics.last, (self._tag,) if self._tag else ())
         self._tag = None
-        return Logged(labels, {names.JOURNAL: journal_bytes} if self.session.ranks.rank == 0 else {})
+        return Logged(labels, {names.JOURNAL: journal_bytes} if self.resources.ranks.rank == 0 else {})
 
     def loop_ended(self) -> None:
         """A loop came to its end: what the script does next may write to what is still being copied."""
-        self.session.saver.settle()
+        self.saves.saver.finish_handover()
 
     def _leave(self) -> None:
         """Stop here and now: the checkpoint is committed, or, with a daemon, sealed. Raises SystemExit."""
-        session, why = self.session, "asked to stop by the node daemon or another rank"
-        if session.trap.first is not None:
-            why = f"{session.trap.first.name} received"
-        if session.node is None:  # a daemon outlives us, and commits by itself
-            lost = self.saves.await_last(session.leave_by)
-            if lost is not None and session.ranks.rank == 0:
-                log.warning("checkpoint %s could not be committed in time: %s", lost, last_good(session.storage))
-        if session.ranks.rank == 0:
+        resources, why = self.resources, "asked to stop by the node daemon or another rank"
+        if resources.trap.first is not None:
+            why = f"{resources.trap.first.name} received"
+        if resources.daemon is None:  # a daemon outlives us, and commits by itself
+            lost = self.saves.await_last(resources.leave_by)
+            if lost is not None and resources.ranks.rank == 0:
+                log.warning("checkpoint %s could not be committed in time: %s", lost, last_good(resources.storage))
+        if resources.ranks.rank == 0:
             log.info("%s: stopped after step %d; start the same command again and it goes on", why, self.step)
         self.close("interrupted", why)
-        raise SystemExit(session.exit_code)
+        raise SystemExit(resources.exit_code)
 
     # -- the end ----------------------------------------------------------------------------------
 
     def finish(self) -> None:
         """Save the last state, wait until it is committed, and end as finished. Every rank must call it."""
         while True:
-            order, _ = self.session.rest(self.step)
+            order, _ = self.resources.orders.wait_for_all_ranks(self.step)
             if order is Order.NOTHING:
                 break
             self.saves.saved_step = None  # the others are further on: they need this rank's part under their step
-            self._obey(order)
+            self._carry_out(order)
         self.saves.forget_torn()
-        places = self._places()  # all have left by now
-        if self.saves.saved_step != self.step or any(place != places[0] for place in places):
-            self._save(max(places), urgent=True)
+        positions = self._common.of_ranks(self._position, self._stays_even)  # all have left by now
+        if self.saves.saved_step != self.step or any(one != positions[0] for one in positions):
+            self._save(max(positions), urgent=True)
         lost = self.saves.await_last()
         if lost is not None:
             raise StorageFailed(
                 f"the training came to its end, but its last state, {lost}, could not be saved: "
-                f"{last_good(self.session.storage)} When that is mended start the same command again: it goes on from "
-                "there, and is marked finished when its last state is safe."
+                f"{last_good(self.resources.storage)} When that is mended start the same command again: it goes on "
+                "from there, and is marked finished when its last state is safe."
             )
-        if self.session.ranks.rank == 0:
-            if self.is_resumed and not self.stepped:
-                log.warning(
-                    "nothing was left to train: the checkpoint stands after step %d, in epoch %d, where the script's "
-                    "loop ends. Give it more epochs, or steps, or select an earlier checkpoint",
-                    self.step,
-                    self.epoch,
-                )
-            log.info("run %s is finished after step %d", self.session.folder, self.step)
+        if self.resources.ranks.rank == 0:
+            self._log_finished()
         self.close("finished", "the script came to its end")
+
+    def _log_finished(self) -> None:
+        if self.is_resumed and not self.stepped:
+            log.warning(
+                "nothing was left to train: the checkpoint stands after step %d, in epoch %d, where the script's "
+                "loop ends. Give it more epochs, or steps, or select an earlier checkpoint",
+                self.step,
+                self.epoch,
+            )
+        log.info("run %s is finished after step %d", self.resources.folder, self.step)
 
     def close(self, how: str, why: str) -> None:
         """End this incarnation. Waits for what is being persisted."""
         self.over = True
         if self._tracing is not None:
-            self._tracing.close(self.session.number)
-        self._worker_seeds.remove()
+            self._tracing.close(self.resources.number)
+        self._every_loader.remove()
         self.metrics.close(how)
-        self.session.end(how, self.step, why)
+        self.resources.close(how, self.step, why)
         self.positions.end(how == "finished")
 
     # -- what is stored ---------------------------------------------------------------------------
 
-    def _everything(self) -> dict[str, Any]:
-        return {"run": _Own(self), "state": self.state, **self.tracked.objects}
+    def _all_objects(self) -> dict[str, Any]:
+        return {"run": _RunState(self), "state": self.state, **self.tracked.objects}
 
 
-class _Own:
+class _RunState:
     """The run's own state: counters, positions, generators. Read at a boundary; never loaded as a whole."""
 
     def __init__(self, life: Life) -> None:
@@ -374,5 +328,5 @@ class _Own:
             "began": life.generators.began,
             "reductions": {name: one.order for name, one in life._reductions.items() if one.order is not None},
             **life.positions.state(),
-            "rng": rng.get(),
+            "rng": rng.get_rng_state(),
         }

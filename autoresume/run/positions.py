@@ -19,15 +19,15 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from autoresume.base.call_site import Place
+from autoresume.base.call_site import CallSite, where
 from autoresume.data.foreign import ForeignLoader
-from autoresume.data.loader import RunLoader, make_loader
-from autoresume.data.positioned import Positioned
+from autoresume.data.loader import Place, RunLoader, make_loader
 from autoresume.data.ranges import Ranges
+from autoresume.data.resumable_loader import ResumableLoader
 from autoresume.data.stateful import StatefulRunLoader
 from autoresume.data.workers import end_workers
 from autoresume.errors import UsageError
-from autoresume.run.session import Session
+from autoresume.run.resources import Resources
 from autoresume.state import rng
 
 log = logging.getLogger("autoresume")
@@ -40,7 +40,7 @@ class _Known:
     """A loader of the script's. `turn` is the one in which it was made, or given to `run.batches` if foreign."""
 
     name: str
-    loader: Positioned
+    loader: ResumableLoader
     turn: str
     anew: bool
     """It is made anew in each turn of a range."""
@@ -55,84 +55,91 @@ class _Known:
 class Positions:
     """`data_seed` decides the order of data. `before_first` is called before each batch that is trained on."""
 
-    def __init__(self, session: Session, before_first: Callable[[], None]) -> None:
-        self.data_seed = session.seed
+    def __init__(self, resources: Resources, before_first: Callable[[], None]) -> None:
+        self.data_seed = resources.run_file.seed
         self._ranges = Ranges()
         self.range = self._ranges.iterate
-        self._session = session
+        self._resources = resources
         self._before_first = before_first
         self._loaders: dict[str, _Known] = {}
-        self._places: dict[Place, list[_Known]] = {}
+        self._sites: dict[CallSite, list[_Known]] = {}
         self._waiting: dict[str, dict[str, Any]] = {}
         self._order = 0
-        self._told = False
+        self._warned = False
 
     # -- loaders ----------------------------------------------------------------------------------
 
     def make_loader(
-        self, name: str | None, place: Place, dataset: Any, **options: Any
+        self, name: str | None, site: CallSite, dataset: Any, **options: Any
     ) -> RunLoader | StatefulRunLoader:
         """What `run.loader` returns. Raises UsageError."""
-        ranks = self._session.ranks
-        made = make_loader(
-            dataset,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            seed=0,
-            turn=self._ranges.turn,
-            before_first=self._before_first,
-            **options,
-        )
-        self._settle(name, place, made, dataset)
+        ranks = self._resources.ranks
+        place = Place(ranks.rank, ranks.world_size, self._ranges.turn, self._before_first)
+        made = make_loader(dataset, place=place, **options)
+        self._register(name, site, made, dataset)
         return made
 
-    def of(self, loader: Any, place: Place, by_epochs: bool) -> Positioned:
+    def refuse_others_ranks(self) -> None:
+        """The ranks have joined. Raises UsageError if a loader was made for others: each would get the same batches."""
+        ranks = self._resources.ranks
+        for site, made in self._sites.items():
+            for known in made:
+                order = known.loader.order if isinstance(known.loader, RunLoader) else None
+                if order is not None and (order.rank, order.world_size) != (ranks.rank, ranks.world_size):
+                    raise UsageError(
+                        f"the loader of {where(site)} was made when this process counted as rank {order.rank} of "
+                        f"{order.world_size}, and the process group says rank {ranks.rank} of {ranks.world_size}: "
+                        "ranks would train on the same batches. Call torch.distributed.init_process_group(...) before "
+                        "run.loader(...)."
+                    )
+
+    def position_of(self, loader: Any, site: CallSite, by_epochs: bool) -> ResumableLoader:
         """The position of anything that `run.batches` is given."""
         known = next(
-            (one for one in self._loaders.values() if one.loader is loader or _user_s(one.loader) is loader), None
+            (one for one in self._loaders.values() if one.loader is loader or _users_loader(one.loader) is loader), None
         )
         if known is None:
             if isinstance(loader, (RunLoader, StatefulRunLoader)):
                 return loader  # another one has taken its place
-            made = ForeignLoader(loader, self._session.ranks.world_size, self._ranges.turn, self._before_first)
-            known = self._settle(None, place, made, getattr(loader, "dataset", None))
+            made = ForeignLoader(loader, self._resources.ranks.world_size, self._ranges.turn, self._before_first)
+            known = self._register(None, site, made, getattr(loader, "dataset", None))
         elif isinstance(known.loader, ForeignLoader):
-            self._stamp(known)
+            self._note_turn(known)
         known.by_epochs = by_epochs
         return known.loader
 
-    def _settle(self, name: str | None, place: Place, made: Positioned, dataset: Any) -> _Known:
+    def _register(self, name: str | None, site: CallSite, made: ResumableLoader, dataset: Any) -> _Known:
         """Give a loader its name, its seed and its position."""
         turn, own = self._ranges.turn(), not isinstance(made, ForeignLoader)
-        batch_size = getattr(made if own else _user_s(made), "batch_size", None)
-        former = self._former(place, turn, dataset, batch_size)
+        batch_size = getattr(made if own else _users_loader(made), "batch_size", None)
+        former = self._predecessor(site, turn, dataset, batch_size)
         if former is not None and name not in (None, former.name):
             former = None
         if former is None and name in self._loaders:
             raise UsageError(f"two loaders are called {name!r}; give each its name")
         if former is not None:
             made.reseed(self._seed_of(former.name))
-            made.succeed(former.loader.state_dict())
-            former.loader, former.anew, former.dataset = made, True, _weakly(dataset)
-            self._stamp(former)
+            made.follow(former.loader.state_dict())
+            former.loader, former.anew, former.dataset = made, True, _weak(dataset)
+            self._note_turn(former)
             return former
-        known = _Known(name or self._new_name(turn), made, turn, own and bool(turn), _weakly(dataset), batch_size)
+        known = _Known(name or self._new_name(turn), made, turn, own and bool(turn), _weak(dataset), batch_size)
         waiting = self._waiting.get(known.name)
         if waiting is not None and waiting["made"] == turn:
             known.order = int(waiting["order"])  # it was made in this turn before the resume
         else:
-            self._stamp(known)
+            self._note_turn(known)
         self._loaders[known.name] = known
-        self._places.setdefault(place, []).append(known)
+        self._sites.setdefault(site, []).append(known)
         made.reseed(self._seed_of(known.name))
         self._take_waiting(known)
         return known
 
-    def _stamp(self, known: _Known) -> None:
+    def _note_turn(self, known: _Known) -> None:
         self._order += 1
         known.turn, known.order = self._ranges.turn(), self._order
 
-    def _former(self, place: Place, turn: str, dataset: Any, batch_size: int | None) -> _Known | None:
+    def _predecessor(self, site: CallSite, turn: str, dataset: Any, batch_size: int | None) -> _Known | None:
         """The loader that one which is made now takes the place of.
 
         In a turn of a range the first one made at a place follows the first that was made there in an earlier turn,
@@ -140,7 +147,7 @@ class Positions:
         Outside of ranges one follows the last if that came to its end and is over the same dataset.
         A DataLoader that somebody still holds may be used again, and is not followed.
         """
-        there = self._places.get(place, [])
+        there = self._sites.get(site, [])
         if turn:
             others = (one for one in there if one.turn != turn and _tasks(one.turn) == _tasks(turn))
             return next((one for one in others if not _is_held(one.loader)), None)
@@ -149,8 +156,8 @@ class Positions:
             return None
         if former.dataset() is dataset and former.batch_size == batch_size:
             return former
-        if not self._told and self._session.ranks.rank == 0:
-            self._told = True
+        if not self._warned and self._resources.ranks.rank == 0:
+            self._warned = True
             log.warning(
                 "a loader is made anew at the same place, in a loop that the run doesn't know: after a resume it is "
                 "not certain which of them goes on. Loop over run.epochs(...) or run.range(...) there."
@@ -171,7 +178,7 @@ class Positions:
         if state is None:
             return
         if state["anew"] and state["made"] != known.turn:
-            known.loader.succeed(state)
+            known.loader.follow(state)
         else:
             known.loader.load_state_dict(state)
         known.anew = known.anew or bool(state["anew"])
@@ -182,9 +189,9 @@ class Positions:
             known.loader.reseed(self._seed_of(name))
 
     def _seed_of(self, loader: str) -> int:
-        return rng.mix(self.data_seed, *loader.encode())  # by name: the order of their making may change
+        return rng.mix_seed(self.data_seed, *loader.encode())  # by name: the order of their making may change
 
-    def facts(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """What the loaders that there are so far are made of."""
         return {name: _described(known) for name, known in self._loaders.items()}
 
@@ -201,10 +208,10 @@ class Positions:
         }
         return {"loaders": {**self._waiting, **made}, "ranges": self._ranges.state()}
 
-    def take_over(self, state: Mapping[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, Any]) -> None:
         self._waiting = dict(state["loaders"])
         self._order = max((int(one["order"]) for one in self._waiting.values()), default=0)
-        self._ranges.take_over(state["ranges"])
+        self._ranges.load_state(state["ranges"])
         for known in self._loaders.values():
             self._take_waiting(known)
 
@@ -222,7 +229,7 @@ class Positions:
         loaders = [known.loader for known in self._loaders.values()]
         if finished:
             for loader in loaders:
-                loader.end()
+                loader.shut_down_workers()
             atexit.register(end_workers, [])
         else:
             end_workers(loaders)
@@ -241,17 +248,17 @@ def _described(known: _Known) -> dict[str, Any]:
     return found
 
 
-def _user_s(loader: Positioned) -> Any:
+def _users_loader(loader: ResumableLoader) -> Any:
     """The loader of the user's own, if it is one and somebody still holds it."""
     return loader.loader if isinstance(loader, ForeignLoader) else None
 
 
-def _is_held(loader: Positioned) -> bool:
+def _is_held(loader: ResumableLoader) -> bool:
     """Whether it is a DataLoader that the script may use again."""
-    return isinstance(_user_s(loader), DataLoader)
+    return isinstance(_users_loader(loader), DataLoader)
 
 
-def _weakly(value: Any) -> Callable[[], Any]:
+def _weak(value: Any) -> Callable[[], Any]:
     try:
         return weakref.ref(value)
     except TypeError:

@@ -16,9 +16,10 @@ from autoresume.checkpoint import incarnation
 from autoresume.checkpoint.incarnation import boot_id
 from autoresume.errors import AgreementError
 from autoresume.handoff.mailbox import NODE_FOLDER_VARIABLE
-from autoresume.node import aftermath, batch_job, brain, link
+from autoresume.node import batch_job, link, verdicts
 from autoresume.node.batch_job import SlurmCluster
-from autoresume.node.brain import Cause
+from autoresume.node.causes import Cause
+from autoresume.node.conclusion import LifeEnd, Means, conclude_life
 from autoresume.slurm import environment as slurm_environment
 from autoresume.slurm.environment import Task
 from autoresume.storage.local import LocalStorage
@@ -28,7 +29,7 @@ log = logging.getLogger("autoresume")
 _MEETING_SECONDS = 600.0
 
 
-def plain_task() -> Task | None:
+def srun_task() -> Task | None:
     """The task that this rank is, if srun itself is its launcher."""
     if NODE_FOLDER_VARIABLE in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
         return None
@@ -36,12 +37,12 @@ def plain_task() -> Task | None:
     return task if task is not None and task.in_step else None
 
 
-def become_a_rank(run_folder: Path) -> None:
+def set_rank_variables(run_folder: Path) -> None:
     """Set what torchrun would have set: rank, world size, and where rank 0 listens. Raises AgreementError.
 
     Rank 0 chooses a free port and tells of it in the run directory, so that jobs on one node don't meet.
     """
-    task = plain_task()
+    task = srun_task()
     if task is None or task.tasks == 1 or "RANK" in os.environ:
         return
     os.environ.update(
@@ -80,18 +81,17 @@ def _publish(file: Path) -> None:
     temp.rename(file)
 
 
-def settle(run_folder: Path, why: str) -> None:
+def requeue_if_needed(run_folder: Path, why: str) -> None:
     """After an interrupted life of ranks without a daemon, on rank 0: the job is requeued if it should be."""
-    task = plain_task()
+    task = srun_task()
     if task is None:
         return
     cluster = SlurmCluster(task, batch_job.job_folder(run_folder, task))
     notice = cluster.why_stopped(why)
     cause = notice.cause or Cause.SIGNAL
     newest = incarnation.numbers(LocalStorage(run_folder))[-1:]
-    verdict = aftermath.decide(
-        run_folder, cause, notice, number=newest[0] if newest else None, stepped=True, can_requeue=True
-    )
+    end = LifeEnd(cause, newest[0] if newest else None, stepped=True)
+    verdict = conclude_life(run_folder, end, notice, Means(can_requeue=True))
     log.info("%s", verdict.why)
-    if verdict.kind is brain.Kind.REQUEUE:
+    if verdict.kind is verdicts.Kind.REQUEUE:
         cluster.requeue(verdict.why, verdict.exclude)

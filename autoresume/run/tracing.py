@@ -30,7 +30,7 @@ class Tracing:
         self._profiler: Any = None
 
     def start(self) -> None:
-        spans.record(True)
+        spans.set_recording(True)
         activities = [torch.profiler.ProfilerActivity.CPU]
         if torch.cuda.is_available():
             activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -62,14 +62,14 @@ class Tracing:
             target.parent.mkdir(exist_ok=True)
             profiler.export_chrome_trace(str(target))
             trace = json.loads(target.read_text())
-            merge(trace, spans.take())
+            merge(trace, spans.take_recorded())
             target.write_text(json.dumps(trace))
             if self._rank == 0:
                 log.info("traces of the first steps are in %s; look at them with tensorboard --logdir", target.parent)
         except (OSError, ValueError, RuntimeError) as error:
             log.warning("the trace %s could not be written: %s", target, error)
         finally:
-            spans.record(False)
+            spans.set_recording(False)
 
 
 def merge(trace: dict[str, Any], found: list[spans.Span]) -> None:

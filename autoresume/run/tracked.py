@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
-from autoresume.config.restore_request import Restore
+from autoresume.config.restore_request import RestoreRequest
 from autoresume.errors import StateError, UsageError
-from autoresume.load import read_checkpoint
-from autoresume.restore.contract import Contract
-from autoresume.state.live import misfits
-from autoresume.state.state import adapt, replicated
+from autoresume.load.load_state import load_state
+from autoresume.restore.report import RestoreReport
+from autoresume.state.in_place import mismatches
+from autoresume.state.replicated import replicated
+from autoresume.state.stateful import as_stateful
 
 _RESERVED = {"run": "the run's own counters and generators", "state": "run.state"}
 
@@ -27,11 +28,11 @@ _RESERVED = {"run": "the run's own counters and generators", "state": "run.state
 class Tracked:
     """`objects` have state_dict and load_state_dict; `promised` are the names of those that are equal on all ranks."""
 
-    def __init__(self, request: Restore, contract: Contract) -> None:
+    def __init__(self, request: RestoreRequest, report: RestoreReport) -> None:
         self.objects: dict[str, Any] = {}
         self.promised: set[str] = set()
         self._request = request
-        self._contract = contract
+        self._report = report
         self._waiting: dict[str, Any] = {}
 
     def add(self, name: str, value: Any) -> None:
@@ -41,13 +42,19 @@ class Tracked:
         if isinstance(value, replicated):
             self.promised.add(name)
             value = value.value
-        self.objects[name] = adapt(name, value)
+        self.objects[name] = as_stateful(name, value)
 
     @property
     def modules(self) -> dict[str, torch.nn.Module]:
         return {name: value for name, value in self.objects.items() if isinstance(value, torch.nn.Module)}
 
-    def take_over(self, states: Mapping[str, Any]) -> None:
+    def memory(self) -> frozenset[int]:
+        """The addresses of what tracked modules keep their state in."""
+        states = (module.state_dict(keep_vars=True) for module in self.modules.values())
+        tensors = (value for state in states for value in state.values() if isinstance(value, torch.Tensor))
+        return frozenset(_storage_address(tensor) for tensor in tensors) - {0}
+
+    def load_states(self, states: Mapping[str, Any]) -> None:
         """Load what is tracked by now; the other states wait. Raises StateError."""
         missing = sorted(name for name in self.objects if name not in states)
         refused = [name for name in missing if not self._may_differ(name)]
@@ -58,9 +65,9 @@ class Tracked:
                 f"checkpoint was written; or let it begin anew with restore.strict={{{refused[0]!r}: false}}; or "
                 "choose another run directory to start anew."
             )
-        self._contract.missing += missing
+        self._report.missing += missing
         self._waiting = {name: state for name, state in states.items() if not self._request.is_fresh(name)}
-        self._contract.reset += [name for name in states if name not in self._waiting]
+        self._report.reset += [name for name in states if name not in self._waiting]
         for name in [name for name in self.objects if name in self._waiting]:
             self.load(name)
 
@@ -86,23 +93,23 @@ class Tracked:
     def _load(self, name: str, target: Any, state: Any) -> None:
         inside, lenient = self._request.fresh_inside(name), self._request.is_lenient(name)
         if isinstance(target, torch.nn.Module) and isinstance(state, Mapping) and (inside or lenient):
-            state = self._mixed(name, target, state, inside, lenient)
+            state = self._merge_states(name, target, state, inside, lenient)
         options = [dict(group) for group in target.param_groups] if isinstance(target, torch.optim.Optimizer) else []
         before = copy.deepcopy(target.state_dict()) if options and lenient else None
         try:
-            read_checkpoint.load(name, target, state)
+            load_state(name, target, state)
         except StateError as error:
             if not lenient or isinstance(target, torch.nn.Module):
                 raise
             if before is not None:
                 target.load_state_dict(before)
-            self._contract.reset.append(f"{name} ({error})")
+            self._report.reset.append(f"{name} ({error})")
             return
-        self._contract.restored.append(name)
+        self._report.restored.append(name)
         if options:
             self._keep_options(name, target, options, inside)
 
-    def _mixed(
+    def _merge_states(
         self, name: str, module: torch.nn.Module, state: Mapping[str, Any], fresh: list[str], lenient: bool
     ) -> dict[str, Any]:
         """The stored state with the live values of what stays as it is."""
@@ -110,16 +117,16 @@ class Tracked:
         mixed = dict(state)
         for key in [key for key in live if any(fnmatch.fnmatchcase(key, pattern) for pattern in fresh)]:
             mixed[key] = live[key]
-            self._contract.reset.append(f"{name}.{key}")
+            self._report.reset.append(f"{name}.{key}")
         if lenient:
-            self._contract.notes += [f"{name}: {line}" for line in misfits(mixed, live)]
-            fits = {key: value for key, value in mixed.items() if key in live and _alike(value, live[key])}
+            self._report.notes += [f"{name}: {line}" for line in mismatches(mixed, live)]
+            fits = {key: value for key, value in mixed.items() if key in live and _fits(value, live[key])}
             if not fits:
                 raise StateError(
                     f"nothing of the stored {name!r} fits the live one, however lenient; is it another model?"
                 )
-            self._contract.unused += [f"{name}.{key}" for key in mixed if key not in live]
-            self._contract.missing += [f"{name}.{key}" for key in live if key not in mixed]
+            self._report.unused += [f"{name}.{key}" for key in mixed if key not in live]
+            self._report.missing += [f"{name}.{key}" for key in live if key not in mixed]
             mixed = {**live, **fits}
         return mixed
 
@@ -129,14 +136,14 @@ class Tracked:
             for option in fresh:
                 if option in own and option != "params":
                     group[option] = own[option]
-        self._contract.reset += [f"{name}.{option}" for option in fresh]
+        self._report.reset += [f"{name}.{option}" for option in fresh]
 
     def refuse_waiting(self) -> list[str]:
         """At the first boundary: what was given up. Raises StateError if a state still waits that must not be."""
         given_up = [name for name in self._waiting if self._may_differ(name)]
         for name in given_up:
             del self._waiting[name]
-            self._contract.unused.append(name)
+            self._report.unused.append(name)
         if self._waiting:
             raise StateError(
                 f"the checkpoint holds state of {', '.join(sorted(self._waiting))}, which this script doesn't track: "
@@ -149,7 +156,12 @@ class Tracked:
         return {name: value for name, value in self.objects.items() if not _is_meta(value)}
 
 
-def _alike(one: Any, other: Any) -> bool:
+def _storage_address(tensor: torch.Tensor) -> int:
+    local: torch.Tensor = getattr(tensor, "_local_tensor", tensor)
+    return 0 if local.is_meta or local.layout is not torch.strided else local.untyped_storage().data_ptr()
+
+
+def _fits(one: Any, other: Any) -> bool:
     """Whether a stored value can take the place of a live one."""
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         return one.shape == other.shape and one.dtype == other.dtype

@@ -1,17 +1,16 @@
-"""The training that `autoresume bench --profile` traces: some layers, AdamW, a save every few steps, and a preemption.
+"""The training that `autoresume bench --profile` traces: python profiled.py BYTES, the size of its state.
 
-Law: a script like any other, which only uses what a user has. Its environment says how large its state is.
+Law: a script like any other, which only uses what a user has: some layers, AdamW, a save every few steps, a preemption.
 """
 
 from __future__ import annotations
 
-import os
 import signal
+import sys
 
 import torch
 
 from autoresume import Run, autoresume
-from autoresume.checks.save_cost import STATE_VARIABLE
 
 _WIDTH = 1024
 _LAYER_BYTES = 12 * (_WIDTH * _WIDTH + _WIDTH)
@@ -22,7 +21,7 @@ STEPS, PREEMPTED_AT, SAVE_EVERY = 50, 25, 8
 @autoresume(save_every=SAVE_EVERY, profile=PREEMPTED_AT, keep=1, backend="auto")
 def main(run: Run) -> None:
     run.seed(0)
-    layers = max(1, round(int(os.environ[STATE_VARIABLE]) / _LAYER_BYTES))
+    layers = max(1, round(int(sys.argv[1]) / _LAYER_BYTES))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model: torch.nn.Module = torch.nn.Sequential(*(torch.nn.Linear(_WIDTH, _WIDTH) for _ in range(layers))).to(device)
     if run.world_size > 1:

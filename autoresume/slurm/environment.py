@@ -1,7 +1,7 @@
 """What Slurm tells a task of a job in its environment, as one value.
 
 Law: what a task is, is read here alone. A life's record notes the job that it ran in by itself
-(checkpoint/incarnation.py), since that is two floors below.
+(checkpoint/incarnation.py), since that is below.
 """
 
 from __future__ import annotations

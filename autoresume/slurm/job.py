@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 
 
-class Told(enum.Enum):
+class Situation(enum.Enum):
     """What Slurm is doing with a job."""
 
     PENDING = "pending"
@@ -105,28 +105,28 @@ def moment(text: str) -> float | None:
         return None
 
 
-def told(view: JobView, restart: int) -> Told:
+def situation_of(view: JobView, restart: int) -> Situation:
     """What Slurm is doing with the job, as seen by its life number `restart` (SLURM_RESTART_COUNT)."""
     if view.restarts > restart:
-        return Told.REQUEUED
+        return Situation.REQUEUED
     if view.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED"):
-        return Told.PENDING
+        return Situation.PENDING
     if view.state in ("RUNNING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"):
-        return Told.PREEMPTED if view.preempt_time is not None else Told.RUNNING
+        return Situation.PREEMPTED if view.preempt_time is not None else Situation.RUNNING
     if view.state == "COMPLETING":
         if view.reason == "TimeLimit":
-            return Told.TIME_LIMIT
+            return Situation.TIME_LIMIT
         if view.reason in ("NodeDown", "NodeFail"):
-            return Told.NODE_FAILURE
-        return Told.PREEMPTED_FOR_GOOD if view.preempt_time is not None else Told.CANCELLED
+            return Situation.NODE_FAILURE
+        return Situation.PREEMPTED_FOR_GOOD if view.preempt_time is not None else Situation.CANCELLED
     return {
-        "TIMEOUT": Told.TIME_LIMIT,
-        "DEADLINE": Told.TIME_LIMIT,
-        "PREEMPTED": Told.PREEMPTED_FOR_GOOD,
-        "NODE_FAIL": Told.NODE_FAILURE,
-        "BOOT_FAIL": Told.NODE_FAILURE,
-        "CANCELLED": Told.CANCELLED,
-    }.get(view.state, Told.OVER)
+        "TIMEOUT": Situation.TIME_LIMIT,
+        "DEADLINE": Situation.TIME_LIMIT,
+        "PREEMPTED": Situation.PREEMPTED_FOR_GOOD,
+        "NODE_FAIL": Situation.NODE_FAILURE,
+        "BOOT_FAIL": Situation.NODE_FAILURE,
+        "CANCELLED": Situation.CANCELLED,
+    }.get(view.state, Situation.OVER)
 
 
 def may_requeue(view: JobView, restart: int) -> bool:
@@ -134,10 +134,10 @@ def may_requeue(view: JobView, restart: int) -> bool:
 
     A requeue from a dying job revives it even if its user cancelled it: that is never asked for.
     """
-    return told(view, restart) in (
-        Told.RUNNING,
-        Told.PREEMPTED,
-        Told.TIME_LIMIT,
-        Told.PREEMPTED_FOR_GOOD,
-        Told.NODE_FAILURE,
+    return situation_of(view, restart) in (
+        Situation.RUNNING,
+        Situation.PREEMPTED,
+        Situation.TIME_LIMIT,
+        Situation.PREEMPTED_FOR_GOOD,
+        Situation.NODE_FAILURE,
     )

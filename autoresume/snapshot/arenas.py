@@ -45,7 +45,7 @@ class Arenas:
         if not self._arenas and self._coming is None:
             self._coming = pool.submit(self._make, size)
 
-    def free(self, size: int) -> Arena:
+    def acquire(self, size: int) -> Arena:
         """An arena of at least `size` bytes, with all its pages; waits while all are being persisted."""
         self._arrive()
         while True:
@@ -65,7 +65,7 @@ class Arenas:
                 continue
             time.sleep(0.002)
 
-    def abandon(self) -> None:
+    def use_own_memory(self) -> None:
         """Go on with this process's own memory."""
         self.close(unlink=True)
         self._folder = None

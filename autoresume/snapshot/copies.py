@@ -42,7 +42,7 @@ Piece = tuple[int, int, int]
 """(address of the target, address of the source, bytes)"""
 
 
-def threads_here() -> int:
+def copy_threads() -> int:
     """How many threads a rank may keep busy: its share of the cores that this process may use."""
     return max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0)) // node_ranks()[1]))
 
@@ -200,7 +200,7 @@ def _cut(pieces: Sequence[Piece]) -> list[Piece]:
     ]
 
 
-class Guard:
+class WriteDetector:
     """Finds out whether memory was written to that was to stay as it is: by torch's version counters, and by samples.
 
     Versions show what is done to a tensor itself; samples what is done behind its back (`.data`, numpy).
@@ -216,7 +216,7 @@ class Guard:
             where = source + _random.randrange(size - count + 1)
             self._samples.append((where, count, ctypes.string_at(where, count)))
 
-    def broken(self) -> bool:
+    def written(self) -> bool:
         return any(tensor._version != before for tensor, before in zip(self._tensors, self._versions)) or any(
             ctypes.string_at(where, count) != before for where, count, before in self._samples
         )

@@ -108,7 +108,7 @@ class Transfer:
             torch._foreach_copy_(targets, torch.split(found, [len(one) for one in targets]))
         self._together.clear()
 
-    def broken(self) -> bool:
+    def written(self) -> bool:
         """After `wait`: whether a source was written to while it was copied."""
         return any(not torch.equal(before, after) for before, after in self._samples)
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from autoresume.errors import StateError
-from autoresume.format.manifest import Chunk, chunk_name, chunks_json
+from autoresume.format.part import Chunk, chunk_name, chunks_json
 from autoresume.format.tensorfile import Entry, Layout, aligned, item_bytes, lay_out
-from autoresume.state.state import Leaf
+from autoresume.state.capture import Leaf
 
 
 class Copy(NamedTuple):
@@ -59,7 +59,7 @@ class Plan:
         """Those that go to the second file."""
         return () if self.unchanged is None else self.copies[len(self.layout.entries) :]
 
-    def begin(self, image: memoryview) -> None:
+    def write_headers(self, image: memoryview) -> None:
         """Write what stands in front of the tensors."""
         image[: len(self.layout.header)] = self.layout.header
         if self.unchanged is not None:

@@ -19,12 +19,12 @@ from typing import Any, Protocol
 
 from autoresume.base import spans
 from autoresume.checkpoint.commit import commit_if_complete
-from autoresume.checkpoint.custody import Outcome, settle
+from autoresume.checkpoint.committed import Outcome, prune_after_commit
 from autoresume.checkpoint.persist import Guard, Snapshot, persist
 from autoresume.checkpoint.retain import Keep
 from autoresume.errors import AutoresumeError, CheckpointInvalid, StorageFailed, StorageFull
 from autoresume.format.names import CheckpointName
-from autoresume.handoff import kept
+from autoresume.handoff import kept_snapshots
 from autoresume.handoff.arena import Arena
 from autoresume.handoff.mailbox import Mailbox
 from autoresume.ranks.agreement import Ranks
@@ -106,7 +106,7 @@ class ThreadSink:
             persist(self._storage, snapshot, self._guard)
             manifest = commit_if_complete(self._storage, name, self._guard, snapshot.world_size)
             if manifest is not None:
-                settle(self._storage, name, self._keep, self._guard, self._collected)
+                prune_after_commit(self._storage, name, self._keep, self._guard, self._collected)
                 self._collected = True
             outcome = Outcome(str(name), manifest is not None, None, time.monotonic() - began, snapshot.bytes)
         except (AutoresumeError, OSError) as error:
@@ -154,7 +154,7 @@ class DaemonSink:
                 "files": list(snapshot.files),
                 "sync": snapshot.sync,
                 "labels": snapshot.labels.to_json(),
-                "spans": spans.recording(),
+                "spans": spans.is_recording(),
             },
         )
         self._sent[id(arena)] = message
@@ -171,7 +171,7 @@ class DaemonSink:
 
     def forget(self, arena: Arena) -> None:
         if arena.path is not None:
-            kept.forget(self._mailbox, arena.path.name)
+            kept_snapshots.forget(self._mailbox, arena.path.name)
 
     def idle(self) -> bool:
         return not any(self._mailbox.waiting(message) for message in self._sent.values())

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import xxhash
 
-from autoresume.format.manifest import Chunk
+from autoresume.format.part import Chunk
 
 _EACH = 16
 _LEAST_TENSOR = 64 * 1024
@@ -37,12 +37,12 @@ class Unchanged:
         self._before: _Digests | None = None
         self._looking: Future[_Digests] | None = None
 
-    def begin(self, names: frozenset[str]) -> None:
+    def resume(self, names: frozenset[str]) -> None:
         """With what the checkpoint has in its second file, that this process goes on from."""
         if self._looks:
             self.names = names
 
-    def look(self, step: int, image: memoryview, chunks: Sequence[Chunk], pool: ThreadPoolExecutor) -> None:
+    def start_comparing(self, step: int, image: memoryview, chunks: Sequence[Chunk], pool: ThreadPoolExecutor) -> None:
         """At a snapshot, if it is one's turn. The image must stay as it is until `settle` has returned."""
         if step == self._step:
             return  # everything is as it was
@@ -50,7 +50,7 @@ class Unchanged:
         if turn < 2 and self._looks:
             self._looking = pool.submit(_digests, image, chunks)
 
-    def settle(self) -> None:
+    def finish_comparing(self) -> None:
         """Wait for what is being looked at, and conclude from it."""
         looking, self._looking = self._looking, None
         if looking is None:

@@ -16,7 +16,7 @@ import torch
 
 log = logging.getLogger("autoresume")
 
-GENERATORS = (torch.Generator, np.random.Generator, random.Random)
+GENERATOR_TYPES = (torch.Generator, np.random.Generator, random.Random)
 
 
 class GeneratorState:

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from autoresume.state.generator import GENERATORS, GeneratorState, new_generator
+from autoresume.state.generator import GENERATOR_TYPES, GeneratorState, new_generator
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ class pickled(Generic[T]):
         same = kind == (type(self.value).__module__, type(self.value).__qualname__)
         root: Any = self.value if same else made and made[0](*made[1])
         value = _Unpickler(file, root, self._generators(states)).load()
-        if made is None and same and hasattr(root, "__dict__") and type(root) not in GENERATORS:
+        if made is None and same and hasattr(root, "__dict__") and type(root) not in GENERATOR_TYPES:
             _put(root, vars(value), [], [])  # it has a way of its own to be made
         elif made is None:
             self.value = value
@@ -73,7 +73,7 @@ class pickled(Generic[T]):
 
 def _taken_apart(value: Any) -> tuple[tuple[Callable[..., Any], Any] | None, Any]:
     """(how it is made, its content), as the pickle protocol has it; (None, value) where the two are not separate."""
-    if type(value) in GENERATORS:
+    if type(value) in GENERATOR_TYPES:
         return None, value
     try:
         reduced = value.__reduce_ex__(4)
@@ -117,7 +117,7 @@ def _pickle(value: Any, root: Any, generators: list[Any]) -> bytes:
         def persistent_id(self, item: Any) -> int | None:
             if root is not None and item is root:
                 return _ROOT
-            if type(item) not in GENERATORS:
+            if type(item) not in GENERATOR_TYPES:
                 return None
             if not any(one is item for one in generators):
                 generators.append(item)

@@ -14,7 +14,7 @@ import torch
 from autoresume.format.digest import digest
 
 
-def get() -> dict[str, Any]:
+def get_rng_state() -> dict[str, Any]:
     """All states. Copies: they do not change when numbers are drawn afterwards."""
     version, words, gauss = random.getstate()
     state: dict[str, Any] = {
@@ -32,7 +32,7 @@ def get() -> dict[str, Any]:
     return state
 
 
-def put(state: dict[str, Any]) -> None:
+def set_rng_state(state: dict[str, Any]) -> None:
     """Set all states. The state of the device that was the current one goes to the one that is it now; those of others
     to the same device, if that is there."""
     python = state["python"]
@@ -48,7 +48,7 @@ def put(state: dict[str, Any]) -> None:
             torch.cuda.set_rng_state(value.cpu(), device)
 
 
-def not_put(state: dict[str, Any]) -> str | None:
+def why_not_restorable(state: dict[str, Any]) -> str | None:
     """Why some generator has no state to go on from, in words, if that is so: the devices are others than before."""
     here = torch.cuda.is_available()
     if state.get("cuda") and not here:
@@ -58,9 +58,9 @@ def not_put(state: dict[str, Any]) -> str | None:
     return None
 
 
-def fingerprints() -> dict[str, str]:
+def rng_digests() -> dict[str, str]:
     """A digest of each generator's state, by the generator's name."""
-    state = get()
+    state = get_rng_state()
     numbers, python = state["numpy"]["state"], state["python"]
     devices = {"cuda" if device == state["cuda_current"] else f"cuda:{device}": value.numpy().tobytes()
                for device, value in state.get("cuda", {}).items()}  # fmt: skip
@@ -72,14 +72,14 @@ def fingerprints() -> dict[str, str]:
     }
 
 
-def seed(value: int) -> None:
+def seed_all(value: int) -> None:
     """Seed all generators of this process."""
     random.seed(value)
     np.random.seed(value % 2**32)
     torch.manual_seed(value)  # the accelerators' too
 
 
-def mix(*numbers: int) -> int:
+def mix_seed(*numbers: int) -> int:
     """One 63-bit seed from several numbers, well mixed: neighbours give unrelated seeds.
 
     SplitMix64's finaliser (Steele, Lea, Flood 2014), chained over the numbers.

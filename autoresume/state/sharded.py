@@ -18,7 +18,7 @@ from autoresume.format import tree
 
 
 @dataclass(frozen=True)
-class Held:
+class LocalShard:
     """What this rank holds of a sharded tensor of `shape`: the box, and a DTensor that is sharded alike."""
 
     offset: tuple[int, ...]
@@ -26,7 +26,7 @@ class Held:
     shape: tuple[int, ...]
     like: Any
 
-    def put(self, local: torch.Tensor) -> torch.Tensor:
+    def to_dtensor(self, local: torch.Tensor) -> torch.Tensor:
         """The DTensor of which this rank holds `local`."""
         from torch.distributed.tensor import DTensor
 
@@ -36,17 +36,17 @@ class Held:
         )
         return made
 
-    def cut(self, whole: torch.Tensor) -> torch.Tensor:
+    def shard_of(self, whole: torch.Tensor) -> torch.Tensor:
         """The same from the whole tensor."""
         box = tuple(slice(begin, begin + size) for begin, size in zip(self.offset, self.size))
-        return self.put(whole[box].clone())
+        return self.to_dtensor(whole[box].clone())
 
 
-def held(like: Any) -> Held:
+def local_shard(like: Any) -> LocalShard:
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     size, offset = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
-    return Held(tuple(map(int, offset)), tuple(map(int, size)), tuple(like.shape), like)
+    return LocalShard(tuple(map(int, offset)), tuple(map(int, size)), tuple(like.shape), like)
 
 
 def is_sharded(value: Any) -> bool:
@@ -55,22 +55,22 @@ def is_sharded(value: Any) -> bool:
     return kind is not None and isinstance(value, kind)
 
 
-def boxes(objects: Mapping[str, Any]) -> dict[str, Held]:
+def local_shards(objects: Mapping[str, Any]) -> dict[str, LocalShard]:
     """What this rank holds of the sharded tensors of all objects, by key.
 
     A key that ends in "/" stands for every tensor directly below it that has the same shape: the state that
     an optimizer keeps, or will keep, for a parameter.
     """
-    found: dict[str, Held] = {}
+    found: dict[str, LocalShard] = {}
     if not (dist.is_available() and dist.is_initialized()):
         return found
     for name, target in objects.items():
         if isinstance(target, torch.optim.Optimizer):
             for index, parameter in enumerate(parameters(target)):
                 if is_sharded(parameter):
-                    found[tree.join(tree.join(name, "state"), index) + "/"] = held(parameter)
+                    found[tree.join(tree.join(name, "state"), index) + "/"] = local_shard(parameter)
         elif callable(getattr(target, "state_dict", None)):
-            found.update((key, held(value)) for key, value in _tensors(target.state_dict(), tree.join("", name)))
+            found.update((key, local_shard(value)) for key, value in _tensors(target.state_dict(), tree.join("", name)))
     return found
 
 
@@ -90,7 +90,7 @@ def parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def box_of(key: str, found: Mapping[str, Held], shape: tuple[int, ...]) -> Held | None:
+def shard_for(key: str, found: Mapping[str, LocalShard], shape: tuple[int, ...]) -> LocalShard | None:
     """What this rank holds of the stored tensor `key`, which has `shape`."""
     if key in found:
         return found[key]
@@ -98,14 +98,14 @@ def box_of(key: str, found: Mapping[str, Held], shape: tuple[int, ...]) -> Held 
     return below if below is not None and below.shape == shape else None
 
 
-def fitted(target: Any, state: Any) -> Any:
+def cut_to_shards(target: Any, state: Any) -> Any:
     """`state` with whole tensors cut as the live object's DTensors are: it came into being after they were read."""
     if not (dist.is_available() and dist.is_initialized()):
         return state
     if isinstance(target, torch.optim.Optimizer):
         live = parameters(target)
         slots = {
-            index: {key: alike(value, live[index]) for key, value in values.items()}
+            index: {key: cut_like(value, live[index]) for key, value in values.items()}
             for index, values in state["state"].items()
         }
         return {**state, "state": slots}
@@ -114,7 +114,7 @@ def fitted(target: Any, state: Any) -> Any:
 
 def _fitted(state: Any, live: Any) -> Any:
     if isinstance(state, torch.Tensor):
-        return alike(state, live)
+        return cut_like(state, live)
     if isinstance(state, dict) and isinstance(live, Mapping):
         for key, value in state.items():
             state[key] = _fitted(value, live.get(key))
@@ -124,7 +124,7 @@ def _fitted(state: Any, live: Any) -> Any:
     return state
 
 
-def alike(value: Any, like: Any) -> Any:
+def cut_like(value: Any, like: Any) -> Any:
     """A whole tensor cut as `like` is, if that is sharded and as large; any other value as it is."""
     plain = isinstance(value, torch.Tensor) and not is_sharded(value)
-    return held(like).cut(value) if plain and is_sharded(like) and value.shape == like.shape else value
+    return local_shard(like).shard_of(value) if plain and is_sharded(like) and value.shape == like.shape else value

@@ -10,27 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import mmap
 import os
 import secrets
 import shutil
 import stat
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
-from autoresume.base.failpoints import reach
+from autoresume.base.failpoints import failpoint
 from autoresume.format import names
 from autoresume.format.names import is_inside, temporary
+from autoresume.storage.direct import _DIRECT_BLOCK, DIRECT_FROM, write_buffered, write_direct
 from autoresume.storage.reading import OpenFile
 
-_DIRECT_ALIGNMENT = 4096
-_DIRECT_BLOCK = 8 * 1024 * 1024
-_DIRECT_FROM = 4 * 1024 * 1024
-"""Below this a buffered write is as fast."""
-_NO_DIRECT = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 _NO_LINK = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
 
 
@@ -117,9 +110,9 @@ class LocalStorage:
     def add(self, name: str, data: bytes | memoryview) -> None:
         path = self.path(name)
         temp = self._write_temporary(path, data)
-        reach("storage.write.before_rename")
+        failpoint("storage.write.before_rename")
         _rename(temp, path)
-        reach("storage.write.before_folder_sync")
+        failpoint("storage.write.before_folder_sync")
         self._sync_folder(path.parent)
 
     def sync(self, name: str) -> None:
@@ -241,7 +234,7 @@ class LocalStorage:
                 for file in [file for file in path.iterdir() if not file.is_dir()]:
                     file.unlink(missing_ok=True)
                 grave = path
-            reach("storage.remove.renamed")
+            failpoint("storage.remove.renamed")
             _remove_tree(grave)
         else:
             path.unlink(missing_ok=True)
@@ -261,9 +254,9 @@ class LocalStorage:
         descriptor = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
             view = memoryview(data).cast("B")
-            if len(view) < _DIRECT_FROM or not _write_direct(temp, descriptor, view):
-                _write_buffered(descriptor, view)
-            reach("storage.write.before_sync")
+            if len(view) < DIRECT_FROM or not write_direct(temp, descriptor, view):
+                write_buffered(descriptor, view)
+            failpoint("storage.write.before_sync")
             self._sync_file(descriptor, temp)
         except BaseException:
             temp.unlink(missing_ok=True)
@@ -279,7 +272,7 @@ class LocalStorage:
         except FileExistsError:
             return False
         try:
-            _write_buffered(descriptor, memoryview(data))
+            write_buffered(descriptor, memoryview(data))
             self._sync_file(descriptor, path)
         finally:
             os.close(descriptor)
@@ -338,88 +331,3 @@ def _remove_tree(path: Path) -> None:
             shutil.rmtree(path)
         if not path.exists():
             return
-
-
-def _write_buffered(descriptor: int, view: memoryview) -> None:
-    for begin in range(0, len(view), _DIRECT_BLOCK):
-        _write_at(descriptor, view[begin : begin + _DIRECT_BLOCK], begin)
-
-
-def _write_direct(path: Path, descriptor: int, view: memoryview) -> bool:
-    """Write all of `view` past the page cache; False where the file system refuses, nothing lost then."""
-    try:
-        direct = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno in _NO_DIRECT:
-            return False
-        raise
-    try:
-        try:
-            os.posix_fallocate(descriptor, 0, len(view))  # one extent instead of hundreds
-        except OSError as error:
-            if error.errno not in _NO_DIRECT:
-                raise
-        whole = len(view) - len(view) % _DIRECT_ALIGNMENT
-        blocks = _DirectBlocks(direct, descriptor, view, range(0, whole, _DIRECT_BLOCK), whole)
-        try:
-            if whole:
-                blocks.write(0)
-        except OSError as error:
-            if error.errno in _NO_DIRECT:
-                return False
-            raise
-        # A second one keeps the disk busy while the first is between two blocks.
-        with ThreadPoolExecutor(1, "autoresume-write") as pool:
-            other = pool.submit(blocks.write_all)
-            blocks.write_all()
-            other.result()
-        _write_at(descriptor, view[whole:], whole)
-        return True
-    finally:
-        os.close(direct)
-
-
-class _DirectBlocks:
-    """The blocks of one file, written in any order by several threads."""
-
-    def __init__(self, direct: int, buffered: int, view: memoryview, begins: range, end: int) -> None:
-        self._direct, self._buffered, self._view, self._end = direct, buffered, view, end
-        self._left = deque(begins[1:])
-        self._aligned = _address(view) % _DIRECT_ALIGNMENT == 0
-
-    def write_all(self) -> None:
-        """Take what is left, block by block; if one fails the others are left alone. Raises OSError."""
-        while True:
-            try:
-                begin = self._left.popleft()
-            except IndexError:
-                return
-            try:
-                self.write(begin)
-            except BaseException:
-                self._left.clear()
-                raise
-
-    def write(self, begin: int) -> None:
-        block = self._view[begin : min(begin + _DIRECT_BLOCK, self._end)]
-        if not self._aligned:
-            # The kernel wants aligned memory; a view of a mapped arena is aligned, anything else goes through this.
-            window = memoryview(mmap.mmap(-1, len(block)))
-            window[:] = block
-            block = window
-        count = os.pwrite(self._direct, block, begin)
-        if count < len(block):
-            _write_at(self._buffered, block[count:], begin + count)  # what is left may be aligned no more
-        reach("storage.write.block")
-
-
-def _write_at(descriptor: int, view: memoryview, offset: int) -> None:
-    while len(view):
-        count = os.pwrite(descriptor, view, offset)
-        view, offset = view[count:], offset + count
-
-
-def _address(view: memoryview) -> int:
-    import numpy  # the one way to a read-only buffer's address; not needed for small files
-
-    return int(numpy.frombuffer(view, dtype=numpy.uint8).ctypes.data)

@@ -16,17 +16,17 @@ from pathlib import Path
 
 from autoresume.checkpoint import incarnation
 from autoresume.checkpoint.commit import commit_if_complete
-from autoresume.checkpoint.custody import settle
-from autoresume.checkpoint.discover import complete_commits, judge, listing
+from autoresume.checkpoint.committed import prune_after_commit
+from autoresume.checkpoint.discover import complete_commits, judge, list_checkpoints
 from autoresume.checkpoint.incarnation import Incarnation
 from autoresume.checkpoint.persist import Snapshot, persist
 from autoresume.checkpoint.retain import Keep
-from autoresume.checkpoint.sidefiles import enclose
+from autoresume.checkpoint.sidefiles import copy_into
 from autoresume.checkpoint.verify import verify
 from autoresume.format import names
 from autoresume.format.digest import canonical
-from autoresume.format.manifest import Chunk, chunks_json
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import Chunk, chunks_json
 from autoresume.format.tensorfile import Entry, aligned, lay_out
 from autoresume.loggers.journal import Journal
 from autoresume.storage import LocalStorage
@@ -114,7 +114,7 @@ def begin(storage: LocalStorage) -> int:
 
 
 def newest_valid(storage: LocalStorage) -> CheckpointName | None:
-    return next((name for name in listing(storage) if judge(storage, name, RUN_ID).problem is None), None)
+    return next((name for name in list_checkpoints(storage) if judge(storage, name, RUN_ID).problem is None), None)
 
 
 def live(
@@ -128,7 +128,7 @@ def live(
     newest = newest_valid(storage)
     step = newest.step if newest else 0
     journal = Journal(storage.root / names.JOURNAL)
-    journal.cut(step)
+    journal.truncate(step)
     storage.sync(names.JOURNAL)  # it was synced; this tells the storage that forgets
     collected = False
     try:
@@ -138,7 +138,7 @@ def live(
             journal.flush()
             name = name_of(step, number)
             storage.write(BEST, best(step))
-            files = enclose(storage, name)
+            files = copy_into(storage, name)
             snapshots = [
                 snapshot(name, rank, image_bytes, files=files if rank == 0 else (), frozen=FROZEN)
                 for rank in range(WORLD_SIZE)
@@ -151,7 +151,7 @@ def live(
                     persist(storage, one, guard)
                 if commit_if_complete(storage, name, guard, WORLD_SIZE) is not None:
                     told(name)
-                    settle(storage, name, KEEP, guard, collected)
+                    prune_after_commit(storage, name, KEEP, guard, collected)
                     collected = True
     finally:
         journal.close()
@@ -160,7 +160,7 @@ def live(
 def check(storage: LocalStorage, acknowledged: list[CheckpointName], image_bytes: int = 4) -> None:
     """What must hold after any crash; `acknowledged` are the commits that returned before it."""
     valid = []
-    for name in listing(storage):
+    for name in list_checkpoints(storage):
         if judge(storage, name, RUN_ID).problem is None:
             assert verify(storage, name, RUN_ID) is None, f"{name} is judged valid, and is torn"
             for rank in range(WORLD_SIZE):

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from autoresume.checkpoint.commit import commit_if_complete
-from autoresume.checkpoint.discover import Judged, complete_commits, judge, listing, set_aside
+from autoresume.checkpoint.discover import Judged, complete_commits, judge, list_checkpoints, set_aside
 from autoresume.checkpoint.verify import verify
 from autoresume.errors import CheckpointInvalid, NoValidCheckpoint
 from autoresume.format import names
@@ -357,7 +357,7 @@ def test_the_next_one_may_be_damaged_too(storage: UnsyncedStorage, tmp_path: Pat
     assert restored is not None
     assert [line.split(":")[0] for line in restored.rejected] == [str(NEWEST), str(MIDDLE)]
     assert storage.list("aside") == sorted([str(NEWEST), str(MIDDLE)])
-    assert listing(storage) == [OLD]
+    assert list_checkpoints(storage) == [OLD]
 
 
 def test_nothing_left_is_an_error_that_names_all(storage: UnsyncedStorage, tmp_path: Path) -> None:
@@ -371,7 +371,7 @@ def test_nothing_left_is_an_error_that_names_all(storage: UnsyncedStorage, tmp_p
     for piece in (f"{OLD}: ", "manifest", f"{MIDDLE}: ", SHARD_0, f"{NEWEST}: ", SHARD_1, "not started from scratch"):
         assert piece in str(caught.value)
     assert storage.list("aside") == []
-    assert listing(storage) == [NEWEST, MIDDLE, OLD]
+    assert list_checkpoints(storage) == [NEWEST, MIDDLE, OLD]
     with pytest.raises(NoValidCheckpoint, match="left where they are"):
         restore(storage)
 
@@ -420,7 +420,7 @@ def persist_one_rank_only(storage: LocalStorage) -> None:
 def test_a_listing_that_is_old(storage: UnsyncedStorage, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     """A node that keeps listings for a while, as NFS does, may list only checkpoints that were pruned since: it looks
     again until it sees what replaced them, and does not begin from scratch."""
-    monkeypatch.setattr("autoresume.load.read_checkpoint._LOOK_AGAIN_SECONDS", 0.001)
+    monkeypatch.setattr("autoresume.load.candidates._LOOK_AGAIN_SECONDS", 0.001)
     original, asked = storage.list, 0
 
     def late(folder: str) -> list[str]:
@@ -439,8 +439,8 @@ def test_a_listing_that_is_old(storage: UnsyncedStorage, monkeypatch: pytest.Mon
 
 def test_a_listing_that_stays_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For ever nobody waits: what is listed and never was committed is no checkpoint."""
-    monkeypatch.setattr("autoresume.load.read_checkpoint._LOOK_AGAIN_SECONDS", 0.001)
-    monkeypatch.setattr("autoresume.load.read_checkpoint._VISIBLE_SECONDS", 0.01)
+    monkeypatch.setattr("autoresume.load.candidates._LOOK_AGAIN_SECONDS", 0.001)
+    monkeypatch.setattr("autoresume.load.candidates.VISIBLE_SECONDS", 0.01)
     storage = UnsyncedStorage(tmp_path)
     monkeypatch.setattr(storage, "list", lambda folder: ["E0_U5_S40-0001"] if folder == names.CHECKPOINTS else [])
     assert restore(storage) is None
@@ -483,7 +483,7 @@ def test_putting_aside_again_keeps_both(storage: UnsyncedStorage) -> None:
         assert where == f"aside/{NEWEST}" + (f".{attempt}" if attempt else "")
         assert storage.read(f"{where}/reason.txt") == f"problem {attempt}\n".encode()
     assert len(storage.list("aside")) == 3
-    assert listing(storage) == [MIDDLE, OLD]
+    assert list_checkpoints(storage) == [MIDDLE, OLD]
 
 
 def test_an_emptied_aside_folder_is_no_obstacle(storage: UnsyncedStorage, tmp_path: Path) -> None:

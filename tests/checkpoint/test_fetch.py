@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoresume.checkpoint import fetch as fetching
-from autoresume.checkpoint.fetch import Wanted, check, fetch
+from autoresume.checkpoint.fetch import Wanted, fetch, verify_file
 from autoresume.errors import CheckpointInvalid
 from autoresume.format.digest import seal_blocks
-from autoresume.format.manifest import File
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import File
 from autoresume.storage import LocalStorage
 from autoresume.storage.reading import OpenFile
 
@@ -139,7 +139,7 @@ def test_the_first_damaged_block_is_told(tmp_path: Path, content: bytes) -> None
     with pytest.raises(CheckpointInvalid, match="damaged between byte 2000 and 3000"):
         fetch(storage, NAME, [wanted])
     with pytest.raises(CheckpointInvalid, match="damaged between byte 2000 and 3000"):
-        check(storage, NAME, record(content))
+        verify_file(storage, NAME, record(content))
     fetch(storage, NAME, [wish(record(content), [(0, 2000), (3000, 5000), (6000, SIZE)])[0]])
 
 

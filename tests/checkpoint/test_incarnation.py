@@ -114,7 +114,7 @@ def test_lives_follow_each_other(storage: LocalStorage, tmp_path: Path) -> None:
         assert (line(process), line(process)) == ("ready", str(number))
         process.communicate()
         if number == 1:
-            incarnation.end(storage, 1, "finished", 10, "")
+            incarnation.record_end(storage, 1, "finished", 10, "")
     assert [one.number for one in incarnation.history(storage)] == [1, 2, 3]
 
 
@@ -141,7 +141,7 @@ def test_one_that_ended_is_taken_over_though_its_processes_live(storage: LocalSt
     """What counts is that it said it has ended: its process may be doing something else by now."""
     with dying() as process:
         put(storage, 1, processes=[process])
-        incarnation.end(storage, 1, "interrupted", 5, "SIGTERM received")
+        incarnation.record_end(storage, 1, "interrupted", 5, "SIGTERM received")
         assert incarnation.claim(storage, record, [ME]).number == 2
 
 
@@ -212,9 +212,9 @@ def test_a_heart_that_beats_elsewhere_refuses(storage: LocalStorage) -> None:
 
     def live() -> None:
         while not stop.wait(0.05):
-            incarnation.beat(storage, 1)
+            incarnation.write_heartbeat(storage, 1)
 
-    incarnation.beat(storage, 1)
+    incarnation.write_heartbeat(storage, 1)
     thread = threading.Thread(target=live)
     thread.start()
     try:
@@ -228,7 +228,7 @@ def test_a_heart_that_beats_elsewhere_refuses(storage: LocalStorage) -> None:
 def test_a_heart_that_stands_still_is_dead(storage: LocalStorage, impatient: None) -> None:
     """A heartbeat that does not change for several beats is a life that was lost with its node."""
     elsewhere(storage)
-    incarnation.beat(storage, 1)
+    incarnation.write_heartbeat(storage, 1)
     began = time.monotonic()
     assert incarnation.claim(storage, record, [ME]).number == 2
     assert time.monotonic() - began >= 1.2
@@ -252,7 +252,7 @@ def test_an_earlier_life_of_this_job_is_over(storage: LocalStorage, monkeypatch:
     job = incarnation.current_job()
     assert (job["id"], job["restart"], job["spelled"]) == ("4711", 3, "4711")
     elsewhere(storage, job={"id": "4711", "restart": 2})
-    incarnation.beat(storage, 1)
+    incarnation.write_heartbeat(storage, 1)
     began = time.monotonic()
     assert incarnation.claim(storage, record, [ME]).number == 2
     assert time.monotonic() - began < incarnation._SILENT_SECONDS / 2
@@ -294,11 +294,11 @@ def test_a_stale_life_is_stopped(storage: LocalStorage) -> None:
 def test_how_it_ended_is_written_once(storage: LocalStorage) -> None:
     """The first word about the end stays; the heart stops beating with it."""
     put(storage, 1)
-    incarnation.beat(storage, 1)
+    incarnation.write_heartbeat(storage, 1)
     assert storage.size("incarnations/0001.alive")
     before = time.time()
-    incarnation.end(storage, 1, "interrupted", 12, "SIGTERM received")
-    incarnation.end(storage, 1, "died", None, "no word")
+    incarnation.record_end(storage, 1, "interrupted", 12, "SIGTERM received")
+    incarnation.record_end(storage, 1, "died", None, "no word")
     ended = incarnation.read(storage, 1).ended
     assert ended is not None
     assert before <= ended.pop("time") <= time.time()

@@ -17,13 +17,13 @@ import pytest
 
 from autoresume.checkpoint import commit, discover, fetch, incarnation, persist
 from autoresume.checkpoint.commit import commit_if_complete
-from autoresume.checkpoint.custody import settle
-from autoresume.checkpoint.discover import complete_commits, judge, listing
+from autoresume.checkpoint.committed import prune_after_commit
+from autoresume.checkpoint.discover import complete_commits, judge, list_checkpoints
 from autoresume.checkpoint.retain import Keep
 from autoresume.errors import CheckpointInvalid, StaleIncarnation, StorageFailed
 from autoresume.format import names
 from autoresume.format.names import CheckpointName
-from autoresume.load import read_checkpoint
+from autoresume.load import candidates, read_checkpoint
 from autoresume.ranks.agreement import Ranks
 from tests.checkpoint.interleave import Inline, Late, Memory, Run, schedules
 from tests.checkpoint.lives import FROZEN, RUN_ID, WORLD_SIZE, begin, name_of, newest_valid, snapshot
@@ -45,7 +45,7 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> None:
         World.newest.wait()
 
     patient = SimpleNamespace(time=time.time, monotonic=lambda: passed[0], sleep=sleep)
-    for module in (incarnation, read_checkpoint):
+    for module in (incarnation, read_checkpoint, candidates):
         monkeypatch.setattr(module, "time", patient)
 
 
@@ -75,7 +75,7 @@ class World:
         only when something newer is there."""
         before, self.storage.before = self.storage.before, lambda verb: None
         try:
-            committed = [name for name in listing(self.storage) if name.manifest in self.storage.files]
+            committed = [name for name in list_checkpoints(self.storage) if name.manifest in self.storage.files]
             for name in committed:
                 assert judge(self.storage, name, RUN_ID).problem is None, f"{name} is committed, and torn"
             assert committed, "nothing is committed any more"
@@ -97,7 +97,7 @@ class World:
             with self.unless_over(self.number):
                 persist.persist(storage, snapshot(NEW, rank, frozen=FROZEN), guard)
                 if commit_if_complete(storage, NEW, guard, WORLD_SIZE) is not None:
-                    settle(storage, NEW, Keep(last=1), guard, False)
+                    prune_after_commit(storage, NEW, Keep(last=1), guard, False)
 
         return act
 
@@ -112,7 +112,7 @@ class World:
     def next_life(self) -> None:
         """Claims, completes what was written whole, chooses, and saves and commits once by itself."""
         storage = self.storage
-        before = [name for name in listing(storage) if storage.size(name.manifest) is not None]
+        before = [name for name in list_checkpoints(storage) if storage.size(name.manifest) is not None]
         number = begin(storage)
         self.claimed.append(number)
         guard = incarnation.guard(storage, number)
@@ -129,7 +129,7 @@ class World:
         storage = self.late[node]
 
         def act() -> None:
-            before = [name for name in listing(storage) if storage.size(name.manifest) is not None]
+            before = [name for name in list_checkpoints(storage) if storage.size(name.manifest) is not None]
             number = begin(storage)
             self.claimed.append(number)
             with self.unless_over(number):
@@ -148,7 +148,7 @@ class World:
         for rank in range(WORLD_SIZE):
             persist.persist(storage, snapshot(own, rank, frozen=FROZEN), guard)
         if commit_if_complete(storage, own, guard, WORLD_SIZE) is not None:
-            settle(storage, own, Keep(last=1), guard, False)
+            prune_after_commit(storage, own, Keep(last=1), guard, False)
 
     def wait(self) -> None:
         """Long enough for each node to see what there is."""
@@ -195,7 +195,11 @@ def when_quiet(world: World, crashed: bool, told: object) -> None:
     complete_commits(storage, guard)
     chosen = newest_valid(storage)
     assert chosen is not None, told
-    parts = {name for name in listing(storage) if all(name.part(rank) in storage.files for rank in range(WORLD_SIZE))}
+    parts = {
+        name
+        for name in list_checkpoints(storage)
+        if all(name.part(rank) in storage.files for rank in range(WORLD_SIZE))
+    }
     assert all(name.manifest in storage.files for name in parts), told
 
 

@@ -42,11 +42,11 @@ def test_all_failpoints_are_tried(tmp_path: Path) -> None:
     def count(name: str) -> None:
         reached[name] = reached.get(name, 0) + 1
 
-    failpoints.observe(count)
+    failpoints.set_observer(count)
     try:
         lives.live(UnsyncedStorage(tmp_path), 3, lambda name: None)
     finally:
-        failpoints.observe(None)
+        failpoints.set_observer(None)
     assert reached == REACHED
 
 

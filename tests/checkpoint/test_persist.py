@@ -21,8 +21,9 @@ from autoresume.checkpoint.persist import Snapshot, persist
 from autoresume.checkpoint.verify import verify
 from autoresume.errors import CheckpointInvalid, StaleIncarnation, StorageFailed, StorageFull
 from autoresume.format import names
-from autoresume.format.manifest import Manifest, Part
+from autoresume.format.manifest import Manifest
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import Part
 from autoresume.storage.local import LocalStorage
 from tests.checkpoint import lives
 from tests.storage.forgetful import UnsyncedStorage
@@ -145,7 +146,7 @@ def test_the_order_of_writing(storage: UnsyncedStorage) -> None:
     """The journal is made durable first; then shard, attachments, part, in this order; and at last the manifest."""
     storage.write("metrics.jsonl", b"")
     order: list[str] = []
-    failpoints.observe(lambda name: order.append(name) if "write" not in name else None)
+    failpoints.set_observer(lambda name: order.append(name) if "write" not in name else None)
     original_add, original_sync = storage.add, storage.sync
 
     def add(name: str, data: bytes | memoryview) -> None:
@@ -163,7 +164,7 @@ def test_the_order_of_writing(storage: UnsyncedStorage) -> None:
             persist(storage, lives.snapshot(NAME, rank), free)
             commit_if_complete(storage, NAME, free)
     finally:
-        failpoints.observe(None)
+        failpoints.set_observer(None)
     one = [
         "sync metrics.jsonl",
         "shards/rank-0000{}.safetensors",

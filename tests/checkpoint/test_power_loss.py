@@ -13,7 +13,7 @@ from autoresume.base import failpoints
 from autoresume.checkpoint import incarnation
 from autoresume.checkpoint.commit import commit_if_complete
 from autoresume.checkpoint.persist import persist
-from autoresume.checkpoint.sidefiles import enclose
+from autoresume.checkpoint.sidefiles import copy_into
 from autoresume.format.names import CheckpointName
 from autoresume.storage import LocalStorage
 from tests.checkpoint import lives
@@ -42,7 +42,7 @@ def live_until(
             frozen = storage.freeze()
             raise PowerFailure(name)
 
-    failpoints.observe(moment)
+    failpoints.set_observer(moment)
     storage.moment = moment
     where = None
     try:
@@ -50,7 +50,7 @@ def live_until(
     except PowerFailure as failure:
         where = f"moment {nth}, {failure}"
     finally:
-        failpoints.observe(None)
+        failpoints.set_observer(None)
         storage.moment = None
     return where, acknowledged, frozen or storage.freeze()
 
@@ -133,7 +133,7 @@ def test_a_rank_dies_and_then_power_is_lost(memory: Path, completed_by: str) -> 
             guard = incarnation.guard(storage, number)
             name = lives.name_of(20, number)
             storage.write(lives.BEST, lives.best(20))
-            files = enclose(storage, name)
+            files = copy_into(storage, name)
             storage.write(
                 "metrics.jsonl", b"".join(b'{"step":%d,"time":1.0,"values":{}}\n' % step for step in range(1, 21))
             )
@@ -159,14 +159,14 @@ def dies_at(storage: ForgetfulStorage, nth: int, work: Callable[[], object]) -> 
         if reached == nth:
             raise PowerFailure(f"moment {nth}, {name}")
 
-    failpoints.observe(moment)
+    failpoints.set_observer(moment)
     storage.moment = moment
     try:
         work()
     except PowerFailure as failure:
         return str(failure)
     finally:
-        failpoints.observe(None)
+        failpoints.set_observer(None)
         storage.moment = None
     return None
 
@@ -184,12 +184,12 @@ def first_moment_before_the_third_commit(folder: Path) -> int:
                 if commits == 3:
                     found = count
 
-        failpoints.observe(moment)
+        failpoints.set_observer(moment)
         storage.moment = moment
         try:
             lives.live(storage, 3, lambda name: None)
         finally:
-            failpoints.observe(None)
+            failpoints.set_observer(None)
     return found
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoresume.checkpoint.commit import commit_if_complete
-from autoresume.checkpoint.custody import committed_checkpoints, settle
+from autoresume.checkpoint.committed import committed_checkpoints, prune_after_commit
 from autoresume.checkpoint.persist import persist
 from autoresume.checkpoint.retain import Committed, Keep, collect_garbage, collect_unpublished, prune, superfluous
 from autoresume.checkpoint.verify import verify
@@ -173,7 +173,7 @@ def test_checkpoints_of_another_run_are_not_pruned(storage: UnsyncedStorage) -> 
     foreign = write(storage, lives.name_of(5, 1), run_id="another-run")
     for step in (10, 20, 30):
         name = write(storage, lives.name_of(step, 2))
-        settle(storage, name, Keep(last=2), free, collected=True)
+        prune_after_commit(storage, name, Keep(last=2), free, collected=True)
     assert set(storage.list("checkpoints")) == {str(foreign), str(lives.name_of(20, 2)), str(lives.name_of(30, 2))}
 
 
@@ -208,9 +208,9 @@ def test_settling(storage: UnsyncedStorage) -> None:
     """After a commit: older ones pruned, and the dead lives' garbage collected once, not again and again."""
     dead = write(storage, lives.name_of(10, 1), ranks=1)
     made = [write(storage, lives.name_of(step, 2)) for step in (20, 30, 40)]
-    settle(storage, made[-1], Keep(last=2), free, collected=True)
+    prune_after_commit(storage, made[-1], Keep(last=2), free, collected=True)
     assert storage.list("checkpoints") == [str(name) for name in (dead, *made[1:])]
-    settle(storage, made[-1], Keep(last=2), free, collected=False)
+    prune_after_commit(storage, made[-1], Keep(last=2), free, collected=False)
     assert storage.list("checkpoints") == [str(name) for name in made[1:]]
 
 
@@ -225,10 +225,10 @@ def test_what_can_not_be_deleted_does_not_undo_the_commit(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", fail)
-        settle(storage, made[-1], Keep(last=1), free, collected=True)
+        prune_after_commit(storage, made[-1], Keep(last=1), free, collected=True)
     assert "could not be deleted: not yours" in caplog.text
     assert verify(storage, made[-1]) is None
-    settle(storage, made[-1], Keep(last=1), free, collected=True)
+    prune_after_commit(storage, made[-1], Keep(last=1), free, collected=True)
     assert storage.list("checkpoints") == [str(made[-1])]
 
 
@@ -245,7 +245,7 @@ def test_what_failed_is_deleted_after_the_next_commit(tmp_path: Path) -> None:
     for rank in range(2):
         persist(storage, lives.snapshot(committed, rank), lambda: None)
     commit_if_complete(storage, committed, lambda: None)
-    settle(storage, committed, Keep(), lambda: None, collected=True)
+    prune_after_commit(storage, committed, Keep(), lambda: None, collected=True)
     assert storage.list("checkpoints") == sorted(map(str, (older_life, committed, begun)))
 
 

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from autoresume.checkpoint import tags
 from autoresume.checkpoint.retain import Committed, Keep, superfluous
-from autoresume.checkpoint.select import Best, choose, direction
+from autoresume.checkpoint.select import Best, direction, select
 from autoresume.errors import UsageError
-from autoresume.format.manifest import Labels
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import Labels
 from autoresume.storage.local import LocalStorage
 
 
@@ -46,24 +46,24 @@ HISTORY = [
 )
 def test_each_word_means_one_checkpoint(selector: str, step: int) -> None:
     """By place, by metric (the earlier of equals), by tag, by name."""
-    assert choose(selector, HISTORY).name.step == step
+    assert select(selector, HISTORY).name.step == step
 
 
 def test_best_is_what_the_run_calls_so() -> None:
     """`best` needs the run's word, and takes it; the metric named there has its direction."""
-    assert choose("best", HISTORY, Best("accuracy", False)).name.step == 10
-    assert choose("best.accuracy", HISTORY, Best("accuracy", False)).name.step == 10
+    assert select("best", HISTORY, Best("accuracy", False)).name.step == 10
+    assert select("best.accuracy", HISTORY, Best("accuracy", False)).name.step == 10
     with pytest.raises(UsageError, match=r"'best' by which metric.*they have accuracy, loss"):
-        choose("best", HISTORY)
+        select("best", HISTORY)
 
 
 @pytest.mark.parametrize("selector", ["E7", "U11", "nothing", "best.draw:min", "E1_U5"])
 def test_what_is_not_there_is_said_with_what_is(selector: str) -> None:
     """No word is ever taken for something near it."""
     with pytest.raises(UsageError, match="in there"):
-        choose(selector, HISTORY)
+        select(selector, HISTORY)
     with pytest.raises(UsageError, match="no committed checkpoint"):
-        choose(selector, [])
+        select(selector, [])
 
 
 @pytest.mark.parametrize(
@@ -106,14 +106,14 @@ def test_no_better_value_is_ever_deleted(values: list[float], best: int, highest
 def test_tags_are_given_moved_and_taken(tmp_path) -> None:
     """A tag is a file of its own: a later one of the same name moves it; foreign files are no tags."""
     storage = LocalStorage(tmp_path)
-    tags.give(storage, HISTORY[0].name, "good")
-    tags.give(storage, HISTORY[1].name, "good")
-    tags.give(storage, HISTORY[1].name, "task=3")
+    tags.add_tag(storage, HISTORY[0].name, "good")
+    tags.add_tag(storage, HISTORY[1].name, "good")
+    tags.add_tag(storage, HISTORY[1].name, "task=3")
     (tmp_path / "tags" / "latest.json").write_text("{}")
     (tmp_path / "tags" / "torn.json").write_text("{")
-    assert tags.given(storage) == {str(HISTORY[1].name): ("good", "task=3")}
-    assert tags.take(storage, "good")
-    assert not tags.take(storage, "good")
+    assert tags.given_tags(storage) == {str(HISTORY[1].name): ("good", "task=3")}
+    assert tags.remove_tag(storage, "good")
+    assert not tags.remove_tag(storage, "good")
     for word in ("latest", "best", "best.loss", "E3", "U1_S2", "12", "../x", "", "a b"):
         with pytest.raises(UsageError):
-            tags.checked(word)
+            tags.check_tag(word)

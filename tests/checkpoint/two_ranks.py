@@ -16,7 +16,7 @@ from autoresume.load.read_checkpoint import Restored, choose_and_read
 from autoresume.ranks.agreement import Ranks
 from autoresume.snapshot import layout
 from autoresume.snapshot.copies import copy_all
-from autoresume.state.state import capture
+from autoresume.state.capture import capture
 from autoresume.storage import LocalStorage
 
 RUN_ID = "the-run"
@@ -49,7 +49,7 @@ def write(storage: LocalStorage, name: CheckpointName, run_id: str = RUN_ID, com
         captured = capture(objects, frozenset(), frozenset({"model"}))
         plan = layout.make_plan(captured.leaves, rank, 2, {"format": "pt"})
         image = bytearray(plan.bytes)
-        plan.begin(memoryview(image))
+        plan.write_headers(memoryview(image))
         tensors = [leaf.tensor for leaf in captured.leaves]
         copy_all(plan.copies, tensors, memoryview(image))
         env = f"env of step {name.step:03d}, rank {rank}".encode()

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from autoresume.base.findings import Finding, Verdict, summary
-from autoresume.slurm import checks
-from autoresume.slurm.checks import Preemption
+from autoresume.slurm import checks, cluster_checks, preemption
 from autoresume.slurm.job import JobView
+from autoresume.slurm.preemption import Preemption
 
 # What `scontrol show config` and `scontrol show partition` print where preemption goes by partition, with a grace time.
 BY_PARTITION = {
@@ -51,9 +51,9 @@ def judge(
 ) -> dict[str, Finding]:
     """All findings by name, for the typical cluster above with these settings changed."""
     settings, configured = {**LOW, **(partition or {})}, {**BY_PARTITION, **(configuration or {})}
-    found = checks.cluster(configured) + checks.partition(configured, settings, quality)
+    found = cluster_checks.cluster(configured) + checks.partition(configured, settings, quality)
     if job is not None:
-        found += checks.job(view(**job), checks.preemption(configured, settings, quality))
+        found += checks.job(view(**job), preemption.preemption(configured, settings, quality))
     by_name = {finding.name: finding for finding in found}
     assert len(by_name) == len(found), "two findings have one name"
     return by_name
@@ -73,7 +73,7 @@ def test_a_cluster_that_preempts_by_partition_with_a_grace_time_has_no_fault() -
     assert list(found) == ALL
     assert {finding.verdict for finding in found.values()} == {Verdict.PASS}
     assert found["grace"].found == "partition low: GraceTime=120 s"
-    assert checks.preemption(BY_PARTITION, LOW) == Preemption("requeue", 120.0, 30.0)
+    assert preemption.preemption(BY_PARTITION, LOW) == Preemption("requeue", 120.0, 30.0)
 
 
 def test_the_time_that_is_left() -> None:
@@ -291,7 +291,7 @@ def test_a_code_that_holds_is_not_one_that_requeues() -> None:
 )
 def test_slurms_times(text: str, seconds: float | None) -> None:
     """As scontrol and sacctmgr print them."""
-    assert checks.seconds_of_time(text) == seconds
+    assert preemption.seconds_of_time(text) == seconds
 
 
 def test_a_refusal_is_quoted() -> None:

@@ -11,8 +11,8 @@ from autoresume.checkpoint.commit import commit_if_complete
 from autoresume.checkpoint.incarnation import Incarnation
 from autoresume.checkpoint.persist import Snapshot, persist
 from autoresume.format.digest import canonical
-from autoresume.format.manifest import Chunk, chunks_json
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import Chunk, chunks_json
 from autoresume.format.tensorfile import Entry, lay_out
 from autoresume.storage.local import LocalStorage
 from tests.node.harness import make_run

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from autoresume import __version__
 from autoresume.checkpoint import incarnation
-from autoresume.checkpoint.discover import judge, listing, set_aside
+from autoresume.checkpoint.discover import judge, list_checkpoints, set_aside
 from autoresume.cli import _COMMANDS, cli, common, ls
 from autoresume.errors import AutoresumeError, CheckpointInvalid, RunIsLive, UsageError
 from tests.cli.runs import FakeRun
@@ -337,10 +337,10 @@ def test_prune_keeps_what_it_is_told_to(run: FakeRun) -> None:
         run.checkpoint(step)
     planned = rows("prune", run.folder, "--keep", 2, "--keep-every", 400, "--dry-run")
     assert {row["state"] for row in planned} == {"would be deleted"}
-    assert len(listing(run.storage)) == 10
+    assert len(list_checkpoints(run.storage)) == 10
     done = rows("prune", run.folder, "--keep", 2, "--keep-every", 400)
     assert [row["checkpoint"] for row in done] == [row["checkpoint"] for row in planned]
-    assert [name.step for name in listing(run.storage)] == [1000, 900, 800, 400]
+    assert [name.step for name in list_checkpoints(run.storage)] == [1000, 900, 800, 400]
     assert rows("prune", run.folder, "--keep", 2, "--keep-every", 400) == []
 
 
@@ -348,10 +348,10 @@ def test_prune_never_counts_a_damaged_one(run: FakeRun) -> None:
     """A damaged checkpoint is no successor: the last valid ones stay."""
     for step in (100, 200, 300):
         run.checkpoint(step)
-    newest = listing(run.storage)[0]
+    newest = list_checkpoints(run.storage)[0]
     (run.folder / newest.shard(0)).unlink()
     output("prune", run.folder, "--keep", 1)
-    assert [name.step for name in listing(run.storage)] == [300, 200]
+    assert [name.step for name in list_checkpoints(run.storage)] == [300, 200]
 
 
 def test_prune_refuses_while_the_run_trains(run: FakeRun) -> None:
@@ -362,15 +362,15 @@ def test_prune_refuses_while_the_run_trains(run: FakeRun) -> None:
     output("prune", run.folder, "--keep", 1, "--dry-run")
     run.life(2, 0, None, processes=[incarnation.this_process()])
     assert "incarnation 2 is training" in error("prune", run.folder, "--keep", 1, kind=RunIsLive)
-    assert len(listing(run.storage)) == 2
+    assert len(list_checkpoints(run.storage)) == 2
     output("prune", run.folder, "--keep", 1, "--dry-run")
-    incarnation.end(run.storage, 2, "interrupted", 200, "")
+    incarnation.record_end(run.storage, 2, "interrupted", 200, "")
     output("prune", run.folder, "--keep", 1)
-    assert [name.step for name in listing(run.storage)] == [200]
+    assert [name.step for name in list_checkpoints(run.storage)] == [200]
 
 
 def test_prune_keeps_at_least_one(run: FakeRun) -> None:
     """--keep 0 would be the end of the run."""
     run.checkpoint(100)
     assert "at least 1 checkpoint is kept" in error("prune", run.folder, "--keep", 0)
-    assert len(listing(run.storage)) == 1
+    assert len(list_checkpoints(run.storage)) == 1

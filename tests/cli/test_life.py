@@ -239,7 +239,7 @@ def test_stopping_what_trains(run: FakeRun) -> None:
     """The request lies in the run's folder, with who made it."""
     run.life(1, 0, None, processes=ALIVE)
     assert output("stop", run.folder) == f"{run.folder} is asked to stop: it saves at its next step and leaves\n"
-    assert (requests.stop_is_wanted(run.storage) or "").startswith("autoresume stop by ")
+    assert (requests.stop_requested(run.storage) or "").startswith("autoresume stop by ")
 
 
 @pytest.mark.parametrize("how", [None, "finished"])
@@ -247,7 +247,7 @@ def test_stopping_what_does_not_train(run: FakeRun, how: str | None) -> None:
     """It has ended, or died without a word: nobody would hear the request, and none is left for later."""
     run.life(1, 0, ended(how) if how else None)
     assert "is not training" in error("stop", run.folder)
-    assert requests.stop_is_wanted(run.storage) is None
+    assert requests.stop_requested(run.storage) is None
 
 
 def test_stopping_a_job_that_is_starting(run: FakeRun, slurm: Programs) -> None:
@@ -255,7 +255,7 @@ def test_stopping_a_job_that_is_starting(run: FakeRun, slurm: Programs) -> None:
     submitted(run.folder)
     says(slurm, "RUNNING")
     assert "is asked to stop" in output("stop", run.folder)
-    assert requests.stop_is_wanted(run.storage)
+    assert requests.stop_requested(run.storage)
     assert slurm.calls("scancel") == []
 
 
@@ -272,7 +272,7 @@ def test_stopping_an_array(tmp_path: Path, slurm: Programs) -> None:
     assert "job 71 was waiting, and is cancelled" in text
     assert "is asked to stop" in text
     assert slurm.calls("scancel") == ["scancel --state=PENDING 71"]
-    assert all(requests.stop_is_wanted(task.storage) for task in tasks)
+    assert all(requests.stop_requested(task.storage) for task in tasks)
     rows = [json.loads(line) for line in output("status", "--json", folder).splitlines()]
     assert [row["run"] for row in rows] == [str(task.folder) for task in tasks]
 

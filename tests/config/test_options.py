@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from autoresume.checkpoint.retain import Keep
 from autoresume.config import options
-from autoresume.config.options import Options, load
-from autoresume.config.restore_request import Restore
+from autoresume.config.options import Options, load_options
+from autoresume.config.restore_request import RestoreRequest
 from autoresume.errors import UsageError
 
 FROZEN = {
@@ -26,7 +26,7 @@ FROZEN = {
     "keep": 3,
     "keep_every": None,
     "keep_best": None,
-    "restore": Restore(),
+    "restore": RestoreRequest(),
     "stage": None,
     "signals": "SIGTERM,SIGUSR1,SIGUSR2",
     "grace": 30.0,
@@ -76,14 +76,14 @@ def test_every_option_is_in_the_document() -> None:
 
 def test_without_anything_the_defaults_hold(tmp_path: Path) -> None:
     """Nothing given, no file, no variables."""
-    assert load({}, {}, tmp_path) == Options()
+    assert load_options({}, {}, tmp_path) == Options()
 
 
 def test_the_environment_beats_the_file_which_beats_the_decorator(tmp_path: Path) -> None:
     """Each source overrules the one before it, option by option."""
     (tmp_path / "autoresume.yaml").write_text("keep: 5\ngrace: 60\n")
     given = {"keep": 4, "seed": 7, "grace": 10.0}
-    found = load(given, {"AUTORESUME_GRACE": "90", "HOME": "/root"}, tmp_path)
+    found = load_options(given, {"AUTORESUME_GRACE": "90", "HOME": "/root"}, tmp_path)
     assert (found.seed, found.keep, found.grace) == (7, 5, 90.0)
 
 
@@ -91,9 +91,9 @@ def test_another_file_can_be_named(tmp_path: Path) -> None:
     """AUTORESUME_CONFIG names the YAML file in place of autoresume.yaml; one that isn't there is an error."""
     (tmp_path / "autoresume.yaml").write_text("keep: 5\n")
     (tmp_path / "other.yaml").write_text("keep: 6\n")
-    assert load({}, {"AUTORESUME_CONFIG": str(tmp_path / "other.yaml")}, tmp_path).keep == 6
+    assert load_options({}, {"AUTORESUME_CONFIG": str(tmp_path / "other.yaml")}, tmp_path).keep == 6
     with pytest.raises(UsageError, match=r"AUTORESUME_CONFIG names .*nowhere.yaml, which does not exist"):
-        load({}, {"AUTORESUME_CONFIG": str(tmp_path / "nowhere.yaml")}, tmp_path)
+        load_options({}, {"AUTORESUME_CONFIG": str(tmp_path / "nowhere.yaml")}, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -104,20 +104,20 @@ def test_a_file_that_cant_be_read_is_named(tmp_path: Path, text: str | bytes, sa
     """Broken YAML, a list instead of names, another encoding: the error says which file."""
     (tmp_path / "autoresume.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UsageError, match=said) as error:
-        load({}, {}, tmp_path)
+        load_options({}, {}, tmp_path)
     assert "autoresume.yaml" in str(error.value)
 
 
 def test_an_empty_file_is_no_option(tmp_path: Path) -> None:
     """A file with nothing but comments changes nothing."""
     (tmp_path / "autoresume.yaml").write_text("# nothing yet\n")
-    assert load({"keep": 9}, {}, tmp_path).keep == 9
+    assert load_options({"keep": 9}, {}, tmp_path).keep == 9
 
 
 def test_our_own_variables_are_no_options(tmp_path: Path) -> None:
     """What the daemon and tests set for the ranks is not taken for a misspelt option."""
     internal = {f"AUTORESUME_{name}": "x" for name in ("NODE_FOLDER", "MEMORY", "FAILPOINT")}
-    assert load({}, internal, tmp_path) == Options()
+    assert load_options({}, internal, tmp_path) == Options()
 
 
 # -- what is wrong with them ------------------------------------------------------------------------
@@ -126,20 +126,20 @@ def test_our_own_variables_are_no_options(tmp_path: Path) -> None:
 def test_a_misspelt_option_names_the_nearest(tmp_path: Path) -> None:
     """In each source, the way it is spelt there."""
     with pytest.raises(UsageError, match="unknown option save_evry in the decorator; did you mean save_every"):
-        load({"save_evry": 5}, {}, tmp_path)
+        load_options({"save_evry": 5}, {}, tmp_path)
     with pytest.raises(
         UsageError, match="unknown option AUTORESUME_SIGNAL in the environment; did you mean AUTORESUME_SIGNALS"
     ):
-        load({}, {"AUTORESUME_SIGNAL": "TERM"}, tmp_path)
+        load_options({}, {"AUTORESUME_SIGNAL": "TERM"}, tmp_path)
     (tmp_path / "autoresume.yaml").write_text("logger: tensorboard\n")
     with pytest.raises(UsageError, match=r"unknown option logger in .*autoresume.yaml; did you mean loggers"):
-        load({}, {}, tmp_path)
+        load_options({}, {}, tmp_path)
 
 
 def test_an_option_like_none_lists_all(tmp_path: Path) -> None:
     """Where nothing is near all are told."""
     with pytest.raises(UsageError) as error:
-        load({"xyzzy": 1}, {}, tmp_path)
+        load_options({"xyzzy": 1}, {}, tmp_path)
     assert all(name in str(error.value) for name in FROZEN)
 
 
@@ -164,7 +164,7 @@ def test_an_option_like_none_lists_all(tmp_path: Path) -> None:
 def test_a_value_of_another_kind_says_where_it_stands(tmp_path: Path, name: str, value: Any) -> None:
     """The error names the option, the value and the source."""
     with pytest.raises(UsageError) as error:
-        load({name: value}, {}, tmp_path)
+        load_options({name: value}, {}, tmp_path)
     assert all(part in str(error.value) for part in (name, repr(value), "the decorator"))
 
 
@@ -195,7 +195,7 @@ def test_a_value_of_another_kind_says_where_it_stands(tmp_path: Path, name: str,
 def test_a_value_that_cant_be_is_refused(tmp_path: Path, name: str, value: Any) -> None:
     """What makes no sense is refused when the run is opened, not hours later."""
     with pytest.raises(UsageError, match=r"=|signal"):
-        load({name: value}, {}, tmp_path)
+        load_options({name: value}, {}, tmp_path)
 
 
 @given(
@@ -205,7 +205,7 @@ def test_a_value_that_cant_be_is_refused(tmp_path: Path, name: str, value: Any) 
 def test_any_value_is_an_option_or_a_usage_error(name: str, value: Any) -> None:
     """Whatever stands in the file: no other exception."""
     try:
-        found = load({name: value}, {}, Path("/nowhere"))
+        found = load_options({name: value}, {}, Path("/nowhere"))
     except UsageError:
         return
     assert found.retention.last >= 1
@@ -264,7 +264,7 @@ def test_values_from_the_environment_are_read_like_any_other(tmp_path: Path) -> 
         "AUTORESUME_SAVE_EVERY": "200",
         "AUTORESUME_RUN_DIR": "/scratch/run",
     }
-    found = load({}, variables, tmp_path)
+    found = load_options({}, variables, tmp_path)
     assert (found.keep, found.seed, found.grace) == (12, -3, 12.5)
     assert found.loggers == ("tensorboard", "wandb")
     assert (found.save_steps, found.run_dir) == (200, "/scratch/run")
@@ -272,14 +272,14 @@ def test_values_from_the_environment_are_read_like_any_other(tmp_path: Path) -> 
 
 def test_loggers_are_a_list_or_words(tmp_path: Path) -> None:
     """A list in the decorator and in YAML, words in the environment, and nothing at all."""
-    assert load({"loggers": ["a", "b"]}, {}, tmp_path).loggers == ("a", "b")
-    assert load({"loggers": "a b"}, {}, tmp_path).loggers == ("a", "b")
-    assert load({"loggers": None}, {}, tmp_path).loggers == ()
+    assert load_options({"loggers": ["a", "b"]}, {}, tmp_path).loggers == ("a", "b")
+    assert load_options({"loggers": "a b"}, {}, tmp_path).loggers == ("a", "b")
+    assert load_options({"loggers": None}, {}, tmp_path).loggers == ()
 
 
 def test_a_path_may_be_a_path(tmp_path: Path) -> None:
     """run_dir takes pathlib's."""
-    assert load({"run_dir": tmp_path}, {}, tmp_path).run_dir == str(tmp_path)
+    assert load_options({"run_dir": tmp_path}, {}, tmp_path).run_dir == str(tmp_path)
 
 
 def test_options_do_not_change() -> None:

@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from autoresume.config.command_line import default_directory
-from autoresume.config.options import Options, load
-from autoresume.config.restore_request import Restore, take_arguments
+from autoresume.config.command_line import default_run_dir
+from autoresume.config.options import Options, load_options
+from autoresume.config.restore_request import RestoreRequest, take_from_arguments
 from autoresume.errors import UsageError
 from autoresume.restore import changes
 
 
 def restore_of(
     tmp_path: Path, given: Any = None, environment: dict[str, str] | None = None, line: Any = None
-) -> Restore:
-    return load({"restore": given} if given else {}, environment or {}, tmp_path, line).restore
+) -> RestoreRequest:
+    return load_options({"restore": given} if given else {}, environment or {}, tmp_path, line).restore
 
 
 def test_the_same_words_mean_the_same(tmp_path: Path) -> None:
@@ -82,21 +82,28 @@ def test_what_makes_no_sense_is_an_error(given: Any, said: str, tmp_path: Path) 
 def test_arguments_are_taken_out_of_a_command_line() -> None:
     """In both spellings, wherever they stand; what comes after -- is the script's."""
     line = ["train.py", "--lr", "1", "--restore.mode=finetune", "--restore.from", "a=b", "x", "--", "--restore.mode"]
-    assert take_arguments(line) == {"mode": "finetune", "from": "a=b"}
+    assert take_from_arguments(line) == {"mode": "finetune", "from": "a=b"}
     assert line == ["train.py", "--lr", "1", "x", "--", "--restore.mode"]
     with pytest.raises(UsageError, match="needs a value"):
-        take_arguments(["--restore.mode"])
+        take_from_arguments(["--restore.mode"])
     with pytest.raises(UsageError, match=r"unknown restore\.modes .*did you mean restore.mode"):
-        take_arguments(["--restore.modes", "x"])
+        take_from_arguments(["--restore.modes", "x"])
 
 
 def test_a_run_that_begins_elsewhere_has_a_directory_of_its_own(tmp_path: Path) -> None:
     """From scratch, from one run and from another: three runs. continue has none of its own."""
-    begins = [Restore(), Restore("finetune", "a"), Restore("finetune", "b"), Restore("hotstart", "a")]
-    folders = [default_directory(["train.py"], tmp_path, one) for one in begins]
+    begins = [
+        RestoreRequest(),
+        RestoreRequest("finetune", "a"),
+        RestoreRequest("finetune", "b"),
+        RestoreRequest("hotstart", "a"),
+    ]
+    folders = [default_run_dir(["train.py"], tmp_path, one) for one in begins]
     assert len(set(folders)) == 4
     assert (
-        default_directory(["train.py"], tmp_path, Restore("continue", "a")) == folders[0] == tmp_path / "runs" / "train"
+        default_run_dir(["train.py"], tmp_path, RestoreRequest("continue", "a"))
+        == folders[0]
+        == tmp_path / "runs" / "train"
     )
 
 
@@ -140,7 +147,7 @@ def test_changes_are_judged_by_their_names() -> None:
         "objects": {"optimizer": {"kind": "optimizer", "class": "SGD", "lr": 0.2}, "model": {"parameters": 7}},
         "world_size": 4,
     }  # fmt: skip
-    found = {change.what: change.verdict for change in changes.changes(before, now)}
+    found = {change.what: change.verdict for change in changes.compare_facts(before, now)}
     assert found == {
         "config.optimizer.lr": "safe",
         "config.batch_size": "safe",
@@ -155,7 +162,7 @@ def test_changes_are_judged_by_their_names() -> None:
         "objects.model.parameters": "risky",
         "world_size": "safe",
     }
-    assert changes.changes(before, before) == []
+    assert changes.compare_facts(before, before) == []
 
 
 def test_settings_of_any_kind_are_plain() -> None:
@@ -166,16 +173,16 @@ def test_settings_of_any_kind_are_plain() -> None:
         lr: float = 0.1
         model: dict[str, Any] = dataclasses.field(default_factory=lambda: {"layers": [1, 2], "kind": object()})
 
-    found = changes.plain(Settings())
+    found = changes.flatten_config(Settings())
     assert found["lr"] == 0.1
     assert found["model.layers"] == [1, 2]
     assert "0x" not in found["model.kind"]
-    assert changes.plain(argparse.Namespace(a=1, b=None)) == {"a": 1, "b": None}
+    assert changes.flatten_config(argparse.Namespace(a=1, b=None)) == {"a": 1, "b": None}
     with pytest.raises(TypeError):
-        changes.plain(3)
+        changes.flatten_config(3)
 
 
 def test_a_command_line_as_settings() -> None:
     """Options in both spellings, flags, hydra's overrides, and the rest by place."""
     line = ["--lr", "0.1", "--fast", "--name=x", "model.width=3", "data"]
-    assert changes.arguments_of(line) == {"lr": "0.1", "fast": True, "name": "x", "model.width": "3", "0": "data"}
+    assert changes.parse_arguments(line) == {"lr": "0.1", "fast": True, "name": "x", "model.width": "3", "0": "data"}

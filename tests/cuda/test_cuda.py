@@ -125,7 +125,7 @@ class Model:
 
     def step(self) -> None:
         self.compute()
-        self.saver.boundary()
+        self.saver.at_boundary()
 
     def now(self) -> list[torch.Tensor]:
         moments = [value["exp_avg"] for value in self.optimizer.state.values()]
@@ -138,7 +138,7 @@ class Model:
         return expected
 
     def stored(self, number: int) -> list[torch.Tensor]:
-        self.saver.settle()
+        self.saver.finish_handover()
         while not self.sink.idle():
             time.sleep(0.01)
         restored = choose_and_read(self.storage, "run", Ranks(), lambda: None, {})
@@ -196,7 +196,7 @@ def test_what_is_written_on_a_gpu_meanwhile_is_seen(tmp_path: Path) -> None:
     made.saver.save(CheckpointName(2, 1, 0, 0), made.objects, NONE, {}, urgent=False)
     for parameter in made.model.parameters():
         parameter.data.mul_(2)
-    made.saver.settle()
+    made.saver.finish_handover()
     assert made.saver.torn == {"E0_U2_S0-0001"}
     made.step()
     expected = made.save(3)
@@ -224,10 +224,10 @@ def test_a_step_in_a_cuda_graph_is_saved_whole(tmp_path: Path) -> None:
     assert_equal(made.stored(1), expected)
     for number in range(2, 5):
         graph.replay()
-        made.saver.boundary()
+        made.saver.at_boundary()
         expected = made.save(number)
         graph.replay()
-        made.saver.boundary()
+        made.saver.at_boundary()
         assert_equal(made.stored(number), expected)
     assert not made.saver.torn
     made.saver.close()
@@ -244,7 +244,7 @@ def test_the_host_waits_for_nothing(tmp_path: Path) -> None:
         made.step()
         run.step()
     made.save(1)  # which makes the memory for it
-    made.saver.settle()
+    made.saver.finish_handover()
     torch.cuda.set_sync_debug_mode("error")
     try:
         stream = torch.cuda.current_stream()
@@ -253,12 +253,12 @@ def test_the_host_waits_for_nothing(tmp_path: Path) -> None:
             made.compute()
             run.log(loss=made.model[0].weight.mean(), lr=0.1)
             run.step()
-            made.saver.boundary()
+            made.saver.at_boundary()
             made.saver.save(CheckpointName(number, 1, 0, 0), made.objects, NONE, {}, urgent=False)
             assert not stream.query(), "the device has run dry"
             made.compute()
             assert not stream.query()
-            made.saver.settle()
+            made.saver.finish_handover()
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert not made.saver.torn
@@ -273,12 +273,12 @@ def test_generators_of_a_gpu_go_on() -> None:
     """What `put` sets draws what would have been drawn, and neither of both draws."""
     torch.cuda.manual_seed(5)
     torch.rand(10, device="cuda")
-    state, before = rng.get(), rng.fingerprints()
+    state, before = rng.get_rng_state(), rng.rng_digests()
     assert list(state["cuda"]) == [torch.cuda.current_device()]
     expected = torch.rand(10, device="cuda")
-    assert rng.fingerprints()["cuda"] != before["cuda"]
-    rng.put(state)
-    assert rng.fingerprints() == before
+    assert rng.rng_digests()["cuda"] != before["cuda"]
+    rng.set_rng_state(state)
+    assert rng.rng_digests() == before
     assert torch.equal(torch.rand(10, device="cuda"), expected)
 
 

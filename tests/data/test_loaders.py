@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from autoresume.data.foreign import ForeignLoader
-from autoresume.data.loader import RunLoader, make_loader
+from autoresume.data.loader import Place, RunLoader, make_loader
 from autoresume.data.workers import WorkerInit
 
 
@@ -50,14 +50,11 @@ def ours(dataset: Counted) -> RunLoader:
         batch_size=4,
         shuffle=True,
         drop_last=False,
-        rank=0,
-        world_size=1,
-        seed=3,
         fetched_ahead=0,
-        turn=outside,
-        before_first=nothing,
         options={},
+        place=Place(0, 1, outside, nothing),
     )
+    made.reseed(3)
     assert isinstance(made, RunLoader)
     return made
 
@@ -75,7 +72,7 @@ def test_going_to_a_position_loads_nothing(make: Any) -> None:
     torch.manual_seed(5)
     whole = Counted()
     loader = make(whole)
-    batches = loader.drive()
+    batches = loader.iterate()
     for _ in range(150):
         next(batches)
     loader.commit()
@@ -86,7 +83,7 @@ def test_going_to_a_position_loads_nothing(make: Any) -> None:
     rest = Counted()
     again = make(rest)
     again.load_state_dict(state)
-    batches = again.drive()
+    batches = again.iterate()
     assert [next(batches).tolist() for _ in range(3)] == expected
     assert rest.loaded == whole.loaded[600:612]
 

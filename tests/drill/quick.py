@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from autoresume.cli.drill import _states
-from autoresume.drill.drill import Result, drill
+from autoresume.drill.drill import Drill, Result
 from autoresume.drill.driver import Plan, Run
 from autoresume.drill.schedule import Interruption
 from tests.real_scripts import harness
@@ -73,7 +73,7 @@ def quick(
     zygote: harness.Zygote, folder: Path, script: str, *arguments: str, interruptions: list[Interruption]
 ) -> Result:
     plan = Plan(str(SCRIPTS / script), arguments, folder / "drill", save_every="1 steps")
-    return drill(plan, 0, 1, interruptions, None, lambda text: None, _states, made_by(zygote))
+    return Drill(lambda text: None, _states, made_by(zygote)).run(plan, 0, 1, interruptions)
 
 
 KILL = [Interruption("kill-rank", "step", 11)]

@@ -10,10 +10,10 @@ import torch
 from autoresume.checkpoint import incarnation
 from autoresume.checkpoint import persist as persisting
 from autoresume.checkpoint.commit import commit_if_complete
-from autoresume.checkpoint.custody import settle
-from autoresume.checkpoint.discover import complete_commits, listing
+from autoresume.checkpoint.committed import prune_after_commit
+from autoresume.checkpoint.discover import complete_commits, list_checkpoints
 from autoresume.checkpoint.persist import persist
-from autoresume.checkpoint.sidefiles import enclose
+from autoresume.checkpoint.sidefiles import copy_into
 from autoresume.checkpoint.verify import verify
 from autoresume.errors import StorageFailed, StorageFull
 from autoresume.format import names
@@ -45,7 +45,7 @@ def save(storage: LocalStorage, name: CheckpointName, image_bytes: int) -> None:
     for rank in range(lives.WORLD_SIZE):
         persist(storage, lives.snapshot(name, rank, image_bytes), free)
         if commit_if_complete(storage, name, free) is not None:
-            settle(storage, name, lives.KEEP, free, True)
+            prune_after_commit(storage, name, lives.KEEP, free, True)
 
 
 def save_or_say(storage: LocalStorage, name: CheckpointName) -> str | None:
@@ -86,12 +86,12 @@ def test_full_at_any_byte(kind, tmp_path: Path) -> None:
             disks.empty(folder)
             # Written whole, but the manifest had no room: a resume would complete it.
             complete_commits(storage, free)
-            committed = [one for one in listing(storage) if storage.size(one.manifest) is not None]
+            committed = [one for one in list_checkpoints(storage) if storage.size(one.manifest) is not None]
             assert [verify(storage, one) for one in committed] == [None] * len(committed)
             step += 10
             save(storage, lives.name_of(step, 1), IMAGE_BYTES)
-            assert [one for one in listing(storage) if storage.size(one.manifest) is None] == []
-            assert len(listing(storage)) == lives.KEEP.last
+            assert [one for one in list_checkpoints(storage) if storage.size(one.manifest) is None] == []
+            assert len(list_checkpoints(storage)) == lives.KEEP.last
             assert temporaries(folder) == []
         assert full > 5
         assert whole > 5
@@ -110,9 +110,9 @@ def test_full_in_a_large_file(tmp_path: Path) -> None:
             assert temporaries(folder) == []
             assert verify(storage, lives.name_of(10, 1)) is None
             disks.empty(folder)
-        assert len(listing(storage)) <= 2
+        assert len(list_checkpoints(storage)) <= 2
         save(storage, lives.name_of(100, 1), LARGE)
-        assert listing(storage) == [lives.name_of(100, 1), lives.name_of(10, 1)]
+        assert list_checkpoints(storage) == [lives.name_of(100, 1), lives.name_of(10, 1)]
 
 
 def test_side_files_on_a_disk_that_fails(tmp_path: Path) -> None:
@@ -122,12 +122,12 @@ def test_side_files_on_a_disk_that_fails(tmp_path: Path) -> None:
         name = lives.name_of(10, 1)
         storage.write(lives.BEST, b"best")
         disks.read_only(folder)
-        files = enclose(storage, name)
+        files = copy_into(storage, name)
         assert files == (lives.BEST,)
         disks.mount_again(folder)
         with pytest.raises(StorageFailed, match=f"{lives.BEST} of {name} is gone"):
             persist(storage, lives.snapshot(name, 0, files=files), free)
-        assert listing(storage) == []
+        assert list_checkpoints(storage) == []
 
 
 def test_memory_that_is_full(tmp_path: Path) -> None:
@@ -144,6 +144,6 @@ def test_memory_that_is_full(tmp_path: Path) -> None:
         disks.fill(memory)
         saver.save(lives.name_of(20, 1), {"model": model}, frozenset(), {})
         saver.close()
-        assert listing(storage) == [lives.name_of(20, 1)]
+        assert list_checkpoints(storage) == [lives.name_of(20, 1)]
         assert verify(storage, lives.name_of(20, 1)) is None
         assert list(memory.glob("arena-*")) == []

@@ -26,8 +26,8 @@ SLOW: list[bool] = []
 
 
 def await_saves(run: Run) -> None:
-    saver = run.session.saver
-    saver.settle()
+    saver = run.life.saves.saver
+    saver.finish_handover()
     while not saver.sink.idle():
         time.sleep(0.002)
     if run.world_size > 1:

@@ -20,8 +20,9 @@ from autoresume.checkpoint.commit import commit_if_complete
 from autoresume.checkpoint.persist import Snapshot, persist
 from autoresume.format import names, tree
 from autoresume.format.digest import canonical
-from autoresume.format.manifest import Chunk, Manifest, Part, chunks_json
+from autoresume.format.manifest import Manifest
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import Chunk, Part, chunks_json
 from autoresume.format.tensorfile import Entry, lay_out
 from autoresume.loggers import journal
 from autoresume.storage import LocalStorage

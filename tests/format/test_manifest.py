@@ -14,19 +14,9 @@ from hypothesis import strategies as st
 from autoresume.errors import CheckpointInvalid
 from autoresume.format import names
 from autoresume.format.digest import canonical, digest
-from autoresume.format.manifest import (
-    Chunk,
-    File,
-    Labels,
-    Manifest,
-    ManifestHead,
-    Part,
-    PartEntry,
-    PartHead,
-    entry_of,
-    manifest_of,
-)
+from autoresume.format.manifest import Manifest, ManifestHead, PartEntry, entry_of, manifest_of
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import Chunk, File, Labels, Part, PartHead
 
 NAME = CheckpointName(step=12000, incarnation=4, epoch=3, samples=384000)
 DTYPES = {"bool": 1, "bfloat16": 2, "float32": 4, "complex128": 16}

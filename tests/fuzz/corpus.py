@@ -9,8 +9,9 @@ from collections import OrderedDict
 
 from autoresume.checkpoint.incarnation import Incarnation
 from autoresume.format.digest import canonical
-from autoresume.format.manifest import Chunk, File, Labels, Manifest, Part, PartHead, chunks_json, entry_of, part_bytes
+from autoresume.format.manifest import Manifest, entry_of
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import Chunk, File, Labels, Part, PartHead, chunks_json, part_bytes
 
 NAME = CheckpointName(step=20, incarnation=1, epoch=0, samples=160)
 TREE = {

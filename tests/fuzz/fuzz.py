@@ -23,8 +23,9 @@ with atheris.instrument_imports(include=["autoresume.format", "autoresume.checkp
     from autoresume.errors import CheckpointInvalid
     from autoresume.format import tree
     from autoresume.format.digest import seal
-    from autoresume.format.manifest import Manifest, ManifestHead, Part, PartHead
+    from autoresume.format.manifest import Manifest, ManifestHead
     from autoresume.format.names import CheckpointName, is_inside
+    from autoresume.format.part import Part, PartHead
     from autoresume.loggers import journal
 
 MEMORY = Path("/dev/shm")
@@ -75,7 +76,7 @@ def metrics(data: bytes) -> None:
     """Cut back and read again: each step once more, in order."""
     FILE.write_bytes(data)
     opened = journal.Journal(FILE)
-    opened.cut(5)
+    opened.truncate(5)
     kept = list(journal.read(FILE))
     opened.append(6, {"loss": 1.0})
     opened.close()

@@ -34,7 +34,7 @@ def act(fence: RankFence, rank: int, progress: memoryview) -> list[list[object]]
         progress[rank] = step
         while step > min(progress) + WINDOW:
             os.sched_yield()
-        order = fence.at(step)
+        order = fence.at_boundary(step)
         if order:
             acted.append([step, order.name])
             if order is Order.STOP:

@@ -7,15 +7,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from autoresume.errors import AgreementError
 from autoresume.handoff import fence as fence_module
 from autoresume.handoff.fence import DaemonFence, Order, Phase, RankFence
-from autoresume.run import session
-from autoresume.run.session import Session
+from autoresume.run import orders as orders_module
 from tests.handoff.schedule import Schedule, Stuck, attach
 from tests.node.harness import wait_until
 
@@ -44,36 +42,41 @@ def make(tmp_path: Path) -> Iterator[Callable[[int], Pair]]:
 def test_an_order_is_obeyed_at_its_step_alone(make: Callable[[int], Pair]) -> None:
     """A rank is told the order at the step that was fixed: not before, not after, and once."""
     daemon, (rank,) = make(1)
-    assert rank.at(6) is Order.NOTHING
+    assert rank.at_boundary(6) is Order.NOTHING
     assert daemon.propose(2, Order.SAVE) == 8
-    assert [rank.at(step) for step in (7, 8, 8, 9)] == [Order.NOTHING, Order.SAVE, Order.NOTHING, Order.NOTHING]
+    assert [rank.at_boundary(step) for step in (7, 8, 8, 9)] == [
+        Order.NOTHING,
+        Order.SAVE,
+        Order.NOTHING,
+        Order.NOTHING,
+    ]
 
 
 def test_a_step_is_ahead_of_the_fastest_rank(make: Callable[[int], Pair]) -> None:
     """The order's step lies ahead of every rank, and each is told at that step whenever it comes there."""
     daemon, (fast, slow) = make(2)
-    fast.at(11)
-    slow.at(3)
+    fast.at_boundary(11)
+    slow.at_boundary(3)
     assert daemon.propose(1, Order.STOP) == 12
-    assert fast.at(12) is Order.STOP
-    assert [slow.at(step) for step in range(4, 13)] == [Order.NOTHING] * 8 + [Order.STOP]
+    assert fast.at_boundary(12) is Order.STOP
+    assert [slow.at_boundary(step) for step in range(4, 13)] == [Order.NOTHING] * 8 + [Order.STOP]
 
 
 def test_nothing_is_proposed_before_all_have_reached_a_boundary(make: Callable[[int], Pair]) -> None:
     """As long as a rank is on its way to its first boundary nobody knows what is ahead of it."""
     daemon, (early, late) = make(2)
     assert daemon.propose(1, Order.STOP) is None
-    early.at(1)
+    early.at_boundary(1)
     assert daemon.steps() == [1, None]
     assert daemon.propose(1, Order.STOP) is None
-    late.at(1)
+    late.at_boundary(1)
     assert daemon.propose(1, Order.STOP) == 2
 
 
 def test_step_zero_is_a_boundary(make: Callable[[int], Pair]) -> None:
     """A rank that stands at step 0 has reached a boundary."""
     daemon, (rank,) = make(1)
-    rank.at(0)
+    rank.at_boundary(0)
     assert daemon.steps() == [0]
     assert daemon.propose(1, Order.SAVE) == 1
 
@@ -83,35 +86,35 @@ def test_a_rank_that_is_faster_than_the_proposal_refuses_it(
 ) -> None:
     """If a rank reaches the proposed step before it is confirmed, the proposal is withdrawn, and nobody acts on it."""
     daemon, (fast, slow) = make(2)
-    fast.at(4)
-    slow.at(4)
+    fast.at_boundary(4)
+    slow.at_boundary(4)
     monkeypatch.setattr(fence_module, "barrier", lambda: fast.publish(5))
     assert daemon.propose(1, Order.STOP) is None
     monkeypatch.undo()
-    assert (fast.at(5), slow.at(5)) == (Order.NOTHING, Order.NOTHING)
+    assert (fast.at_boundary(5), slow.at_boundary(5)) == (Order.NOTHING, Order.NOTHING)
     assert daemon.propose(1, Order.STOP) == 6
-    assert (fast.at(6), slow.at(6)) == (Order.STOP, Order.STOP)
+    assert (fast.at_boundary(6), slow.at_boundary(6)) == (Order.STOP, Order.STOP)
 
 
 def test_what_is_withdrawn_is_never_done(make: Callable[[int], Pair]) -> None:
     """After the daemon withdrew an order its step is a step like any other."""
     daemon, (rank,) = make(1)
-    rank.at(1)
+    rank.at_boundary(1)
     assert daemon.offer(2, Order.STOP)
     daemon.withdraw()
-    assert rank.at(2) is Order.NOTHING
-    assert rank.at_rest(0) is Order.NOTHING
+    assert rank.at_boundary(2) is Order.NOTHING
+    assert rank.after_loop(0) is Order.NOTHING
 
 
 def test_what_is_confirmed_can_not_be_withdrawn(make: Callable[[int], Pair]) -> None:
     """A rank may have acted on it already: then all do."""
     daemon, (fast, slow) = make(2)
-    fast.at(1)
-    slow.at(1)
+    fast.at_boundary(1)
+    slow.at_boundary(1)
     assert daemon.propose(1, Order.SAVE) == 2
-    assert fast.at(2) is Order.SAVE
+    assert fast.at_boundary(2) is Order.SAVE
     daemon.withdraw()
-    assert slow.at(2) is Order.SAVE
+    assert slow.at_boundary(2) is Order.SAVE
 
 
 def test_nothing_is_offered_once_the_fence_is_shut(make: Callable[[int], Pair]) -> None:
@@ -128,10 +131,10 @@ def test_a_daemon_that_died_while_it_proposed_holds_nobody_up_for_ever(tmp_path:
     """A rank waits at a proposed step as long as the daemon lives, be it ever so slow, and no longer."""
     daemon, answers = DaemonFence(tmp_path / "fence", 1), iter([True, True, False])
     rank = RankFence(tmp_path / "fence", 0, lambda: next(answers))
-    rank.at(1)
+    rank.at_boundary(1)
     assert daemon.offer(2, Order.STOP)
     with pytest.raises(AgreementError, match="died while it had all ranks stop at step 2"):
-        rank.at(2)
+        rank.at_boundary(2)
     assert list(answers) == []
     rank.close()
     daemon.close()
@@ -140,25 +143,25 @@ def test_a_daemon_that_died_while_it_proposed_holds_nobody_up_for_ever(tmp_path:
 def test_new_ranks_begin_with_a_clean_fence(make: Callable[[int], Pair]) -> None:
     """After a restart in place nothing of the old ranks' orders, steps, phases and wishes is left."""
     daemon, (rank, other) = make(2)
-    rank.at(1)
+    rank.at_boundary(1)
     other.publish(1, Phase.LEFT)
-    rank.wish(Order.STOP)
+    rank.request(Order.STOP)
     daemon.propose(1, Order.STOP)
     daemon.reset()
-    assert (daemon.steps(), daemon.wishes()) == ([None, None], Order.NOTHING)
+    assert (daemon.steps(), daemon.requests()) == ([None, None], Order.NOTHING)
     assert daemon.phases() == [Phase.STARTING] * 2
-    assert rank.at(2) is Order.NOTHING
+    assert rank.at_boundary(2) is Order.NOTHING
 
 
 def test_the_strongest_wish_counts(make: Callable[[int], Pair]) -> None:
     """Wishes of several ranks are one, the strongest; a weaker one does not replace it; forgotten ones are gone."""
     daemon, (one, two) = make(2)
-    one.wish(Order.SAVE)
-    two.wish(Order.STOP)
-    two.wish(Order.SAVE)
-    assert daemon.wishes() is Order.STOP
-    daemon.forget_wishes()
-    assert daemon.wishes() is Order.NOTHING
+    one.request(Order.SAVE)
+    two.request(Order.STOP)
+    two.request(Order.SAVE)
+    assert daemon.requests() is Order.STOP
+    daemon.clear_requests()
+    assert daemon.requests() is Order.NOTHING
 
 
 def test_an_obeyed_order_takes_its_wish_with_it(make: Callable[[int], Pair]) -> None:
@@ -167,15 +170,15 @@ def test_an_obeyed_order_takes_its_wish_with_it(make: Callable[[int], Pair]) -> 
     A stop that it wishes for meanwhile is another matter: a save does not answer it.
     """
     daemon, (rank,) = make(1)
-    rank.at(1)
+    rank.at_boundary(1)
     assert daemon.propose(1, Order.SAVE) == 2
-    rank.wish(Order.SAVE)
-    assert rank.at(2) is Order.SAVE
-    assert daemon.wishes() is Order.NOTHING
+    rank.request(Order.SAVE)
+    assert rank.at_boundary(2) is Order.SAVE
+    assert daemon.requests() is Order.NOTHING
     assert daemon.propose(1, Order.SAVE) == 3
-    rank.wish(Order.STOP)
-    assert rank.at(3) is Order.SAVE
-    assert daemon.wishes() is Order.STOP
+    rank.request(Order.STOP)
+    assert rank.at_boundary(3) is Order.SAVE
+    assert daemon.requests() is Order.STOP
 
 
 def test_ranks_see_the_daemons_heart(make: Callable[[int], Pair]) -> None:
@@ -194,12 +197,12 @@ def test_a_rank_at_rest_obeys_what_the_others_reach_later(make: Callable[[int], 
     """A rank that left its loop early takes part in the others' save, and is waited for by nobody."""
     daemon, (early, late) = make(2)
     early.publish(3, Phase.LEFT)
-    late.at(7)
+    late.at_boundary(7)
     assert not daemon.all_left()
     assert daemon.propose(1, Order.SAVE) == 8
     assert early.target() == 8
-    assert (early.at_rest(3), early.at_rest(3)) == (Order.SAVE, Order.NOTHING)
-    assert late.at(8) is Order.SAVE
+    assert (early.after_loop(3), early.after_loop(3)) == (Order.SAVE, Order.NOTHING)
+    assert late.at_boundary(8) is Order.SAVE
     late.publish(8, Phase.LEFT)
     assert daemon.all_left()
 
@@ -212,8 +215,8 @@ def test_a_rank_that_passed_the_step_and_left_refuses_it(
     Otherwise the last step of a run is stopped at by some of its ranks, and the others wait for them.
     """
     daemon, (fast, slow) = make(2)
-    fast.at(4)
-    slow.at(4)
+    fast.at_boundary(4)
+    slow.at_boundary(4)
 
     def meanwhile() -> None:
         fast.publish(5, Phase.LEFT)
@@ -221,20 +224,20 @@ def test_a_rank_that_passed_the_step_and_left_refuses_it(
     monkeypatch.setattr(fence_module, "barrier", meanwhile)
     target = daemon.propose(1, Order.STOP)
     monkeypatch.undo()
-    told = (fast.at_rest(5), slow.at(5))
+    told = (fast.after_loop(5), slow.at_boundary(5))
     assert told == (Order.NOTHING, Order.NOTHING), f"at {target} the ranks were told {told}"
 
 
 def test_an_order_lies_ahead_of_ranks_that_have_left(make: Callable[[int], Pair]) -> None:
     """Where one rank has left after step 5 and another is still to reach it, both obey one order."""
     daemon, (early, late) = make(2)
-    early.at(5)
+    early.at_boundary(5)
     early.publish(5, Phase.LEFT)
-    late.at(4)
+    late.at_boundary(4)
     target = daemon.propose(1, Order.STOP)
     assert target is not None
-    later = [late.at(step) for step in range(5, target + 1)]
-    assert (early.at_rest(5), later[-1]) == (Order.STOP, Order.STOP)
+    later = [late.at_boundary(step) for step in range(5, target + 1)]
+    assert (early.after_loop(5), later[-1]) == (Order.STOP, Order.STOP)
 
 
 # -- several orders ---------------------------------------------------------------------------------
@@ -246,12 +249,12 @@ def test_a_new_order_does_not_erase_one_that_a_slower_rank_is_still_to_obey(make
     Otherwise the first rank waits in the save's agreement for one that never comes.
     """
     daemon, (fast, slow) = make(2)
-    fast.at(4)
-    slow.at(4)
+    fast.at_boundary(4)
+    slow.at_boundary(4)
     assert daemon.propose(1, Order.SAVE) == 5
-    assert fast.at(5) is Order.SAVE
+    assert fast.at_boundary(5) is Order.SAVE
     daemon.propose(1, Order.STOP)
-    assert slow.at(5) is Order.SAVE
+    assert slow.at_boundary(5) is Order.SAVE
 
 
 # -- the real code under every kind of schedule ------------------------------------------------------
@@ -271,7 +274,7 @@ def play(
     schedule = Schedule(seed, fence_module._HEADER_WORDS + fence_module._WORDS_PER_RANK * ranks)
     monkeypatch.setattr(fence_module, "barrier", schedule.barrier if barrier else schedule.no_barrier)
     monkeypatch.setattr(fence_module, "time", schedule.clock)
-    monkeypatch.setattr(session, "time", schedule.clock)
+    monkeypatch.setattr(orders_module, "time", schedule.clock)
     path = tmp_path / f"fence-{seed}"
     daemon = attach(DaemonFence(path, ranks), schedule)
     acted: list[list[tuple[int, Order]]] = [[] for _ in range(ranks)]
@@ -297,12 +300,10 @@ def play(
             step = 0
             while steps is None or step < steps:
                 step += 1
-                if note(rank, side.at(step), step) is Order.STOP:
+                if note(rank, side.at_boundary(step), step) is Order.STOP:
                     return
-            saver = SimpleNamespace(sink=SimpleNamespace(alive=lambda: True), settle=lambda: None)
-            alive = SimpleNamespace(fence=side, saver=saver)
             while True:
-                order, where = Session.rest(alive, step)  # type: ignore[arg-type]
+                order, where = orders_module.wait_at_fence(side, lambda: True, step)
                 if note(rank, order, where) in (Order.STOP, Order.NOTHING):
                     return
         finally:

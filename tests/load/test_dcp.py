@@ -18,7 +18,8 @@ from autoresume.format.names import CheckpointName, pickle_file
 from autoresume.load.dcp import CheckpointStorageReader
 from autoresume.snapshot import layout
 from autoresume.snapshot.copies import copy_all
-from autoresume.state.state import Namespace, capture
+from autoresume.state.capture import capture
+from autoresume.state.namespace import Namespace
 from autoresume.storage import LocalStorage
 
 NAME = CheckpointName(step=1, incarnation=1, epoch=0, samples=0)
@@ -56,7 +57,7 @@ def folder(tmp_path: Path) -> Path:
         second = frozenset(chunk.name for chunk in plan.chunks[::2])
         plan = layout.make_plan(captured.leaves, rank, 2, {"format": "pt"}, second)
         image = bytearray(plan.bytes)
-        plan.begin(memoryview(image))
+        plan.write_headers(memoryview(image))
         tensors = [leaf.tensor for leaf in captured.leaves]
         copy_all(plan.copies, tensors, memoryview(image))
         tree = {**captured.tree, "env": {"$": "pickled", "attachment": "env"}}

@@ -26,13 +26,16 @@ from autoresume.errors import CheckpointInvalid, StateError
 from autoresume.format.digest import canonical
 from autoresume.format.manifest import Manifest
 from autoresume.format.names import CheckpointName, pickle_file
-from autoresume.load.read_checkpoint import choose_and_read, load
-from autoresume.load.reader import Box, CheckpointReader
+from autoresume.load.boxes import Box
+from autoresume.load.load_state import load_state
+from autoresume.load.read_checkpoint import choose_and_read
+from autoresume.load.reader import CheckpointReader
 from autoresume.ranks.agreement import Ranks
 from autoresume.snapshot.copies import copy_all
 from autoresume.snapshot.layout import Plan, make_plan, shares, signature
+from autoresume.state.capture import Leaf, capture
+from autoresume.state.decode import decode, tensor_keys
 from autoresume.state.generator import new_generator
-from autoresume.state.state import Leaf, capture, decode, references
 from autoresume.storage import LocalStorage
 from autoresume.storage.reading import OpenFile
 
@@ -71,7 +74,7 @@ def bits(tensor: torch.Tensor) -> tuple[torch.dtype, tuple[int, ...], bytes]:
 
 
 def copy(plan: Plan, leaves: list[Leaf], image: memoryview) -> None:
-    plan.begin(image)
+    plan.write_headers(image)
     copy_all(plan.copies, [leaf.tensor for leaf in leaves], image)
 
 
@@ -391,7 +394,7 @@ def save_and_load(folder: Path, state: Any, writers: int = 1, promised: bool = F
     storage = Storage(folder)
     manifest = write(storage, [one.leaves for one in captured], [one.tree for one in captured])
     found = CheckpointReader(storage, manifest, reader)
-    tensors = found.read(dict.fromkeys(references(found.tree)))
+    tensors = found.read(dict.fromkeys(tensor_keys(found.tree)))
     return decode(found.tree["thing"], tensors)
 
 
@@ -598,7 +601,7 @@ def restore_into(storage: Storage, objects: dict[str, Any]) -> None:
     found = choose_and_read(storage, "run", Ranks(), lambda: None, objects)
     assert found is not None
     for name, target in objects.items():
-        load(name, target, found.states[name])
+        load_state(name, target, found.states[name])
 
 
 def test_a_sharded_model_comes_back(tmp_path: Path, mesh: Any) -> None:

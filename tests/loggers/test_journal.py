@@ -143,7 +143,7 @@ def test_reading_after_a_step(path: Path) -> None:
 def test_a_journal_that_is_not_there(path: Path) -> None:
     """Nothing logged: nothing to read or to cut, and no file is made."""
     assert steps_of(path) == []
-    assert Journal(path).cut(10) is None
+    assert Journal(path).truncate(10) is None
     assert not path.exists()
 
 
@@ -180,11 +180,11 @@ def test_cutting_forgets_what_came_after(folder: Path, steps: list[int], step: i
     path = folder / "cut.jsonl"
     path.unlink(missing_ok=True)
     records = write(path, steps)
-    assert Journal(path).cut(step) == (max(steps) if steps else None)
+    assert Journal(path).truncate(step) == (max(steps) if steps else None)
     kept = [spelled(record) for record in records if record.step <= step]
     assert [spelled(record) for record in read(path)] == kept
     size = path.stat().st_size if path.exists() else 0
-    assert Journal(path).cut(step) == (max((one for one in steps if one <= step), default=None))
+    assert Journal(path).truncate(step) == (max((one for one in steps if one <= step), default=None))
     assert (path.stat().st_size if path.exists() else 0) == size
 
 
@@ -209,7 +209,7 @@ def test_a_torn_end_is_no_line(folder: Path, count: int, whole: int, torn: int, 
     path.write_bytes(b"".join(lines[:whole]) + lines[whole][: min(torn, len(lines[whole]) - 1)] + garbage)
     assert [spelled(record) for record in read(path)] == [spelled(record) for record in records[:whole]]
     restored = min(restored, whole - 1)
-    assert Journal(path).cut(restored) == (whole - 1 if whole else None)
+    assert Journal(path).truncate(restored) == (whole - 1 if whole else None)
     write(path, [restored + 1])
     assert steps_of(path) == list(range(restored + 2))
 
@@ -224,7 +224,7 @@ def test_any_bytes_are_read_or_not(folder: Path, garbage: bytes, ended: bool) ->
     with open(path, "ab") as file:
         file.write(garbage + (b"\n" if ended else b""))
     assert steps_of(path)[:2] == [1, 2]
-    Journal(path).cut(1)
+    Journal(path).truncate(1)
     assert steps_of(path) == [1]
 
 
@@ -248,7 +248,7 @@ def test_a_line_of_another_form_ends_the_journal(path: Path, line: bytes) -> Non
     good = path.read_bytes()
     path.write_bytes(good + line + b"\n" + good)
     assert steps_of(path) == [1]
-    assert Journal(path).cut(5) == 1
+    assert Journal(path).truncate(5) == 1
     assert path.read_bytes() == good
 
 
@@ -256,10 +256,10 @@ def test_an_open_journal_goes_on_after_a_cut(path: Path) -> None:
     """Cutting and appending with one Journal: what is appended follows what was kept."""
     write(path, [1, 2, 3])
     journal = Journal(path)
-    journal.cut(2)
+    journal.truncate(2)
     journal.append(3, {"loss": 0.5})
     journal.flush()
-    journal.cut(2)
+    journal.truncate(2)
     journal.append(3, {"loss": 0.25})
     journal.close()
     assert [dict(record.values) for record in read(path)] == [{"loss": 0.25}, {"loss": 0.5}, {"loss": 0.25}]
@@ -286,7 +286,7 @@ def test_each_step_exactly_once_after_any_kills(
     for number, (steps, unsaved, lost, rolled_back) in enumerate([*lives, (20, 0, 0, False)]):
         begin = saved
         journal = Journal(path)
-        journal.cut(begin)
+        journal.truncate(begin)
         for step in range(begin + 1, begin + steps + unsaved + 1):
             journal.append(step, {"life": number})
             if step <= begin + steps and step % every == 0:

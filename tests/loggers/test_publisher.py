@@ -61,7 +61,7 @@ class Life:
         self.folder = folder
         self.identities: dict[str, dict[str, str]] = {}
         self.journal = Journal(folder / "metrics.jsonl")
-        self.journal.cut(step)
+        self.journal.truncate(step)
         self.publisher = Publisher(["tool"], live)
         info = RunInfo("run", "name", folder, {}, origin="hotstart of another", config={"lr": 1})
         self.publisher.open(info, {}, {"tool": {"id": "parent"}}, step, lambda found: self.identities.update(found))

@@ -31,9 +31,9 @@ def main(run: Run) -> None:
         model(x).sum().backward()
         optimizer.step()
         time.sleep(0.005)
-        if run._life.saves.last is not None:
+        if run.life.saves.last is not None:
             known = known or told
-            saves.add(run._life.saves.last)
+            saves.add(run.life.saves.last)
     with open(f"{os.environ['TOLD']}-{run.rank}", "w") as file:
         print(len(saves), told - known, file=file)
 

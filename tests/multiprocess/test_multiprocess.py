@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from autoresume.checkpoint.discover import listing
+from autoresume.checkpoint.discover import list_checkpoints
 from autoresume.checkpoint.verify import verify
 from autoresume.format.names import CheckpointName, unchanged_file
 from autoresume.storage import LocalStorage
@@ -169,7 +169,7 @@ def test_frozen_weights_in_memory_and_on_the_disk(damaged: str, uninterrupted, t
 
 def checkpoints(folder: Path) -> list[CheckpointName]:
     """Newest first."""
-    return listing(LocalStorage(folder))
+    return list_checkpoints(LocalStorage(folder))
 
 
 @pytest.mark.parametrize("events", ["1:12:0:TERM:parent", "1:12:1:USR2:self", "1:12:0:USR1:parent"])

@@ -1,4 +1,4 @@
-"""A rank without torch: greets the daemon, steps, seals snapshots and obeys the fence as `Session` does.
+"""A rank without torch: greets the daemon, steps, seals snapshots and obeys the fence as `Orders` does.
 
 Started by fake_launcher.py, or by the daemon itself where it is the only rank. What it did is in
 FOLDER/rank-<rank>.jsonl, one line for each thing that it did.
@@ -24,8 +24,8 @@ from autoresume.checkpoint.incarnation import Incarnation
 from autoresume.checkpoint.persist import Snapshot
 from autoresume.errors import EXIT_INTERRUPTED
 from autoresume.format.digest import canonical
-from autoresume.format.manifest import Chunk, chunks_json
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import Chunk, chunks_json
 from autoresume.format.tensorfile import Entry, lay_out
 from autoresume.handoff.arena import Arena
 from autoresume.handoff.fence import Order, Phase, RankFence
@@ -163,9 +163,9 @@ class FakeRank:
         sys.exit(0)
 
     def _rests(self, step: int) -> bool:
-        """As Session.rest: obey what the others are still to reach; True when nothing comes any more."""
+        """As Orders.wait_for_all_ranks: obey what the others are still to reach; True when nothing comes any more."""
         closed = self.fence.closed()
-        order = self.fence.at_rest(step)
+        order = self.fence.after_loop(step)
         if order:
             self._save(step)  # under its own step, which is the last of all
             self.note("acted", step=step, order=order.name)
@@ -181,12 +181,12 @@ class FakeRank:
         self._wait(lambda: all(other.exists() and other.stat().st_size >= step for other in others))
 
     def _boundary(self, step: int) -> Order:
-        """As Session.boundary: first the wish, then the fence."""
+        """As Orders.at_boundary: first the wish, then the fence."""
         if self.trap.first is not None:
-            self.fence.wish(Order.STOP)
+            self.fence.request(Order.STOP)
         elif self.rank == 0 and self.options.wish and step >= self.options.at:
-            self.fence.wish(Order.SAVE)
-        order = self.fence.at(step)
+            self.fence.request(Order.SAVE)
+        order = self.fence.at_boundary(step)
         if order is Order.SAVE and self.options.wish == "once":
             self.options.wish = ""
         return order

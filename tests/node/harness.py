@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import psutil
 
 from autoresume.checkpoint import incarnation
-from autoresume.checkpoint.discover import judge, listing
+from autoresume.checkpoint.discover import judge, list_checkpoints
 from autoresume.checkpoint.incarnation import Incarnation
 from autoresume.checkpoint.verify import verify
 from autoresume.format.names import CheckpointName
@@ -152,7 +152,7 @@ class Node:
     def checkpoints(self) -> list[CheckpointName]:
         """What is committed, newest first; every byte of it is right."""
         found = []
-        for name in listing(self.storage):
+        for name in list_checkpoints(self.storage):
             if judge(self.storage, name, "fa4e4a4c0001").committed:
                 problem = verify(self.storage, name, "fa4e4a4c0001")
                 assert problem is None, f"{name}: {problem}"

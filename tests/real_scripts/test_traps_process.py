@@ -77,15 +77,28 @@ def test_a_script_without_main(stage: Stage) -> None:
     assert (len(finished.incarnations()), finished.metrics) == (1, metrics)
 
 
-@pytest.mark.parametrize("kind", ["run", "batches", "other", "held"])
+@pytest.mark.parametrize("kind", ["run", "batches", "held", "other", "before", "stateful"])
 def test_a_signal_to_the_whole_process_group(stage: Stage, kind: str) -> None:
-    """SIGTERM that reaches data workers as well, as a batch system sends it: workers of run.loader and of run.batches
-    live on until the boundary; where a loader that autoresume never saw loses its workers, the run is interrupted,
-    not failed. Nobody is left behind and the exit does not hang."""
+    """SIGTERM that reaches data workers as well, as a batch system sends it: workers live on until the boundary, whoever
+    made their loader, before the run was opened or after, and no step is lost. Nobody is left behind and the exit does
+    not hang."""
     _, torn = stage.compare("workers.py", kind, nasty=["GROUP@3", "GROUP@6"], save_every="1")
     assert [record["ended"]["how"] for record in torn.incarnations()] == ["interrupted", "interrupted", "finished"]
-    if kind != "other":
-        assert [record["ended"]["step"] for record in torn.incarnations()] == [3, 6, 10]
+    assert [record["ended"]["step"] for record in torn.incarnations()] == [3, 6, 10]
+
+
+@pytest.mark.parametrize("how", ["spawn", "forkserver"])
+def test_a_script_that_its_workers_import_again(stage: Stage, how: str) -> None:
+    """Workers that are not forked import the script: where that starts the training, they say how it is guarded, and
+    train nothing; guarded it trains."""
+    place = stage.place("run")
+    unguarded = place.run("unguarded.py", how)
+    assert unguarded.code == 1
+    assert "if __name__ == '__main__': main()" in unguarded.err
+    assert len(place.incarnations()) == 1
+    if how == "spawn":
+        guarded = place.run("unguarded.py", how, GUARD="1")
+        assert guarded.code == 0, guarded.err
 
 
 def test_a_second_life_is_refused(stage: Stage) -> None:

@@ -22,6 +22,28 @@ def test_two_ranks(stage: Stage, group: str) -> None:
     assert one["torch"] != two["torch"]
 
 
+@pytest.mark.parametrize("when", ["before", "between"])
+def test_ranks_that_the_environment_does_not_know(stage: Stage, when: str) -> None:
+    """Ranks of mp.spawn or MPI, which only the process group knows, made before the run is opened or before its loader:
+    each trains on batches of its own, and goes on bit for bit."""
+    whole, _ = stage.compare("late_group.py", when, nasty=["TERM@2", "KILL@4"], ranks=2, save_every="1")
+    one, two = ({*ended.out.split()[1:]} for ended in whole.ended)
+    assert (len(one), len(two)) == (4, 4)
+    assert not one & two
+
+
+@pytest.mark.parametrize(("when", "said"), [("after", "late_group.py:30"), ("seed", "seed=5")])
+def test_a_process_group_that_comes_too_late(stage: Stage, when: str, said: str) -> None:
+    """Where all ranks would train on the same batches, or draw the same numbers, nothing is trained: the loader is named
+    by its place, and what to call first."""
+    place = stage.place("run")
+    for ended in place.run_ranks(2, "late_group.py", when):
+        assert ended.code == 1
+        assert said in ended.err
+        assert "Call torch.distributed.init_process_group(...) before" in ended.err
+    assert not (place.run_folder / "metrics.jsonl").exists()
+
+
 def test_killed_ranks(stage: Stage) -> None:
     """All ranks killed at once, with a save perhaps half done: the run goes on from a checkpoint that both have."""
     stage.compare("ddp.py", "own", "plain", nasty=["KILL@3", "KILL@5", "KILL@10"], ranks=2, save_every="2")

@@ -97,6 +97,11 @@ def test_pickle_only_where_asked_for(stage: Stage) -> None:
     assert "'environment' was stored without pickle" in told(other, "pickled")
 
 
+def test_what_run_state_holds_is_what_the_script_holds(stage: Stage) -> None:
+    """A bare tensor that is trained, held by its optimizer and by `run.state`: both go on with the stored one."""
+    stage.compare("bare.py", nasty=["TERM@2", "KILL@5"], save_every="1")
+
+
 def test_unknown_options(stage: Stage) -> None:
     """A misspelt option, in the decorator or in the environment, is refused with the nearest one, and nothing runs."""
     place = stage.place("run")

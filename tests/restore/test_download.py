@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from autoresume.errors import AutoresumeError, CheckpointInvalid, StorageFull, UsageError
-from autoresume.restore import download
-from autoresume.restore.download import fetch
+from autoresume.restore import download as downloads
+from autoresume.restore.download import download
 
 DATA = bytes(range(256)) * 40_000  # 10 MB
 DIGEST = hashlib.sha256(DATA).hexdigest()
@@ -68,10 +68,10 @@ def forget() -> None:
 
 def test_a_url_is_downloaded_once(server: str, tmp_path: Path) -> None:
     """The second call finds it, without asking; a digest that was asked for is compared."""
-    path = fetch(f"{server}/ranges/model.pt", tmp_path)
+    path = download(f"{server}/ranges/model.pt", tmp_path)
     assert path.name == "model.pt"
     assert path.read_bytes() == DATA
-    assert fetch(f"{server}/ranges/model.pt", tmp_path, DIGEST) == path
+    assert download(f"{server}/ranges/model.pt", tmp_path, DIGEST) == path
     assert Server.asked == ["/ranges/model.pt"]
     assert not list(tmp_path.rglob("*.part"))
 
@@ -80,10 +80,10 @@ def test_a_url_is_downloaded_once(server: str, tmp_path: Path) -> None:
 def test_an_interrupted_download_is_gone_on_with(kind: str, server: str, tmp_path: Path) -> None:
     """Where the connection is cut it goes on at the byte where it was; where the server knows no ranges, from the
     beginning."""
-    place = tmp_path / download.digest(f"{server}/{kind}/model.pt".encode())[:12]
+    place = tmp_path / downloads.digest(f"{server}/{kind}/model.pt".encode())[:12]
     place.mkdir()
     (place / "model.pt.part").write_bytes(DATA[:1000] if kind == "cut" else b"x" * 1000)
-    assert fetch(f"{server}/{kind}/model.pt#sha256={DIGEST}", tmp_path).read_bytes() == DATA
+    assert download(f"{server}/{kind}/model.pt#sha256={DIGEST}", tmp_path).read_bytes() == DATA
     assert Server.asked[0] == f"/{kind}/model.pt bytes=1000-"
     assert len(Server.asked) == (3 if kind == "cut" else 1) or kind == "cut"
 
@@ -91,7 +91,7 @@ def test_an_interrupted_download_is_gone_on_with(kind: str, server: str, tmp_pat
 def test_other_bytes_than_were_meant(server: str, tmp_path: Path) -> None:
     """A wrong digest is an error, and what was downloaded is gone."""
     with pytest.raises(CheckpointInvalid, match="has the SHA-256"):
-        fetch(f"{server}/ranges/model.pt", tmp_path, "0" * 64)
+        download(f"{server}/ranges/model.pt", tmp_path, "0" * 64)
     assert not list(tmp_path.rglob("model.pt*"))
 
 
@@ -104,10 +104,10 @@ def test_what_can_not_be_had(server: str, tmp_path: Path, monkeypatch: pytest.Mo
         ("gopher2://x/y", "no protocol"),
     ):
         with pytest.raises(UsageError, match=said):
-            fetch(url, tmp_path)
-    monkeypatch.setattr(download, "_HEADROOM_BYTES", 10**18)
+            download(url, tmp_path)
+    monkeypatch.setattr(downloads, "_HEADROOM_BYTES", 10**18)
     with pytest.raises(StorageFull, match="nothing was downloaded"):
-        fetch(f"{server}/ranges/other.pt", tmp_path)
+        download(f"{server}/ranges/other.pt", tmp_path)
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "lock"]
 
 
@@ -115,7 +115,7 @@ def test_many_at_once(server: str, tmp_path: Path) -> None:
     """Processes and threads that want the same file get one download."""
     found: list[Path] = []
     threads = [
-        threading.Thread(target=lambda: found.append(fetch(f"{server}/ranges/model.pt", tmp_path))) for _ in range(4)
+        threading.Thread(target=lambda: found.append(download(f"{server}/ranges/model.pt", tmp_path))) for _ in range(4)
     ]
     for thread in threads:
         thread.start()
@@ -131,11 +131,11 @@ def test_a_file_system_of_fsspec(tmp_path: Path) -> None:
     (there / "sub").mkdir(parents=True)
     (there / "a.bin").write_bytes(DATA[:5000])
     (there / "sub" / "b.bin").write_bytes(DATA[5000:9000])
-    assert fetch(f"file://{there}/a.bin", tmp_path / "one").read_bytes() == DATA[:5000]
-    folder = fetch(f"file://{there}", tmp_path / "two")
+    assert download(f"file://{there}/a.bin", tmp_path / "one").read_bytes() == DATA[:5000]
+    folder = download(f"file://{there}", tmp_path / "two")
     assert (folder / "sub" / "b.bin").read_bytes() == DATA[5000:9000]
     with pytest.raises(AutoresumeError, match="there is no"):
-        fetch(f"file://{there}/gone.bin", tmp_path / "three")
+        download(f"file://{there}/gone.bin", tmp_path / "three")
 
 
 def test_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,9 +153,9 @@ def test_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         store.mkdir("weights")
         store.pipe("weights/run/model.pt", DATA[:100_000])
         store.pipe("weights/run/more.pt", DATA[:10])
-        assert fetch("s3://weights/run/model.pt", tmp_path).read_bytes() == DATA[:100_000]
-        assert sorted(path.name for path in fetch("s3://weights/run", tmp_path).iterdir()) == ["model.pt", "more.pt"]
+        assert download("s3://weights/run/model.pt", tmp_path).read_bytes() == DATA[:100_000]
+        assert sorted(path.name for path in download("s3://weights/run", tmp_path).iterdir()) == ["model.pt", "more.pt"]
         with pytest.raises(UsageError, match="there is no"):
-            fetch("s3://weights/gone.pt", tmp_path)
+            download("s3://weights/gone.pt", tmp_path)
     finally:
         running.stop()

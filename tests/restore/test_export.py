@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import autoresume
 from autoresume.cli import cli
 from autoresume.errors import AutoresumeError, UsageError
-from autoresume.restore.export import name_of
+from autoresume.restore.export import file_name
 from autoresume.restore.weight_files import read_weights
 
 STATE = {f"layer{index}.weight": torch.full((100, 10), float(index)) for index in range(4)}
@@ -98,7 +98,7 @@ def test_names_by_template(template: str, name: str, run: Path, tmp_path: Path) 
     assert done.exit_code == 0, done.output
     assert (tmp_path / name).exists()
     with pytest.raises(UsageError, match=r"field 'data', which nothing fills; there are .*timestamp"):
-        name_of("{data}", {})
+        file_name("{data}", {})
 
 
 def test_a_model_for_a_device(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

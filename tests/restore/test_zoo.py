@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from autoresume.errors import AutoresumeError, CheckpointInvalid, UsageError
-from autoresume.restore.keys import match
+from autoresume.restore.match_keys import match_keys
 from autoresume.restore.weight_files import Weights, read_weights
 
 
@@ -236,7 +236,7 @@ def named(change: Any) -> dict[str, tuple[int, ...]]:
 )
 def test_prefixes_come_off(change: Any) -> None:
     """Those of wrappers wherever they are, and one that everything has."""
-    found = match(named(change), LIVE)
+    found = match_keys(named(change), LIVE)
     assert found.pairs == {change(key): key for key in LIVE}
     assert found.missing == found.unused == found.misfits == ()
 
@@ -245,16 +245,16 @@ def test_a_backbone_of_somebody_else() -> None:
     """A plain backbone, from under DataParallel, into a model that has it under a name of its own: the prefix is put on,
     and said; the head that it lacks is missing, unless it is to stay as it is."""
     stored = {"module.weight": (4, 3), "module.bias": (4,)}
-    found = match(stored, LIVE)
+    found = match_keys(stored, LIVE)
     assert found.pairs == {"module.weight": "body.weight", "module.bias": "body.bias"}
     assert found.missing == ("head.weight",)
     assert "were given the prefix 'body.'" in found.notes[0]
-    assert match(stored, LIVE, fresh=["head.*"]).missing == ()
+    assert match_keys(stored, LIVE, fresh=["head.*"]).missing == ()
 
 
 def test_an_averaged_model() -> None:
     """Its counter is no weight."""
-    found = match({"n_averaged": (), **named(lambda key: f"module.{key}")}, LIVE)
+    found = match_keys({"n_averaged": (), **named(lambda key: f"module.{key}")}, LIVE)
     assert len(found.pairs) == 3
     assert found.unused == ()
 
@@ -262,10 +262,10 @@ def test_an_averaged_model() -> None:
 def test_renamed_removed_and_kept() -> None:
     """Regular expressions of stored keys, patterns of live ones; shapes that differ are told with both."""
     stored = {"encoder.weight": (4, 3), "encoder.bias": (4,), "head.weight": (9, 4), "extra": (1,)}
-    found = match(stored, LIVE, {"^encoder": "body"}, ["^extra$"])
+    found = match_keys(stored, LIVE, {"^encoder": "body"}, ["^extra$"])
     assert found.misfits == (("head.weight", (9, 4), (2, 4)),)
-    assert match(stored, LIVE, {"^encoder": "body"}, ["^extra$"], ["head.*"]).misfits == ()
-    assert match(stored, LIVE, {}, ["encoder"]).missing == ("body.weight", "body.bias")
+    assert match_keys(stored, LIVE, {"^encoder": "body"}, ["^extra$"], ["head.*"]).misfits == ()
+    assert match_keys(stored, LIVE, {}, ["encoder"]).missing == ("body.weight", "body.bias")
 
 
 names = st.lists(st.sampled_from(["a", "b", "module", "_orig_mod", "w"]), min_size=1, max_size=4).map(".".join)
@@ -276,7 +276,7 @@ keys = st.dictionaries(names, st.just((1,)), max_size=6)
 @given(keys, keys)
 def test_every_key_is_accounted_for(stored: dict[str, Any], live: dict[str, Any]) -> None:
     """Each live key is matched, missing or a misfit; no key is used twice; equal keys find each other."""
-    found = match(stored, live)
+    found = match_keys(stored, live)
     assert set(found.pairs) <= set(stored)
     assert len(set(found.pairs.values())) == len(found.pairs)
     assert set(found.pairs.values()) | set(found.missing) <= set(live)

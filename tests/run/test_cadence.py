@@ -16,7 +16,7 @@ from autoresume.run.cadence import (
     LEAST_SECONDS,
     MOST_SECONDS,
     Cadence,
-    lived,
+    life_seconds,
     time_between_failures,
 )
 
@@ -32,7 +32,7 @@ def test_steps_are_the_same_on_every_rank() -> None:
     cadence = Cadence(5, None, 0.0)
     assert [step for step in range(1, 16) if cadence.due_by_step(step)] == [5, 10, 15]
     assert not cadence.due_by_time(1e9)
-    cadence.saved(7.0, 1.0)
+    cadence.note_saved(7.0, 1.0)
     assert cadence.due_by_step(20)
 
 
@@ -40,7 +40,7 @@ def test_seconds_count_from_the_last_save() -> None:
     """With a time the first save comes one interval after the start, the next one interval after that save."""
     cadence = Cadence(None, 10.0, 100.0)
     assert (cadence.due_by_time(109.9), cadence.due_by_time(110.0)) == (False, True)
-    cadence.saved(113.0, 0.5)
+    cadence.note_saved(113.0, 0.5)
     assert (cadence.due_by_time(122.9), cadence.due_by_time(123.0)) == (False, True)
     assert not cadence.due_by_step(10)
 
@@ -55,7 +55,7 @@ def test_before_the_first_save_a_minute_is_assumed() -> None:
 def test_young_and_daly() -> None:
     """sqrt(2 * cost * time between failures): 2 s and 4 h give 240 s."""
     cadence = auto()
-    cadence.saved(0.0, 2.0)
+    cadence.note_saved(0.0, 2.0)
     assert cadence.failure_seconds == ASSUMED_FAILURE_SECONDS == 4 * 3600
     assert cadence.interval_seconds == pytest.approx(240.0)
     cadence.failure_seconds = 3600.0
@@ -70,7 +70,7 @@ def test_the_interval_is_the_optimum_within_bounds(cost: float, failure: float) 
     """
     cadence = auto()
     cadence.failure_seconds = failure
-    cadence.saved(0.0, cost)
+    cadence.note_saved(0.0, cost)
     interval = cadence.interval_seconds
     assert LEAST_SECONDS <= interval <= MOST_SECONDS
 
@@ -85,18 +85,18 @@ def test_the_interval_is_the_optimum_within_bounds(cost: float, failure: float) 
 def test_a_free_save_is_not_taken_all_the_time() -> None:
     """A stall of nothing gives the shortest interval, and no division by it."""
     cadence = auto()
-    cadence.saved(0.0, 0.0)
+    cadence.note_saved(0.0, 0.0)
     assert cadence.interval_seconds == LEAST_SECONDS
 
 
 def test_one_slow_save_does_not_change_everything() -> None:
     """The cost is smoothed: an outlier counts for three tenths, and is forgotten bit by bit."""
     cadence = auto()
-    cadence.saved(0.0, 1.0)
-    cadence.saved(1.0, 11.0)
+    cadence.note_saved(0.0, 1.0)
+    cadence.note_saved(1.0, 11.0)
     assert cadence.cost_seconds == pytest.approx(4.0)
     for _ in range(40):
-        cadence.saved(2.0, 1.0)
+        cadence.note_saved(2.0, 1.0)
     assert cadence.cost_seconds == pytest.approx(1.0, abs=1e-3)
 
 
@@ -105,7 +105,7 @@ def test_the_smoothed_cost_lies_between_what_was_measured(costs: list[float]) ->
     """A mean of what was seen, whatever it was."""
     cadence = auto()
     for cost in costs:
-        cadence.saved(0.0, cost)
+        cadence.note_saved(0.0, cost)
     assert cadence.cost_seconds is not None
     assert min(costs) - 1e-9 <= cadence.cost_seconds <= max(costs) + 1e-9
     assert math.isfinite(cadence.interval_seconds)
@@ -125,16 +125,16 @@ def test_the_disk_is_not_always_busy(cost: float, failure: float, durable: float
     """However often failures come, a save follows four times the time that one takes to become durable, or later."""
     cadence = auto()
     cadence.failure_seconds = failure
-    cadence.saved(0.0, cost)
+    cadence.note_saved(0.0, cost)
     before = cadence.interval_seconds
-    cadence.persisted(durable)
+    cadence.note_durable(durable)
     assert cadence.interval_seconds == max(before, DURABLE_TIMES * durable)
 
 
 def test_a_slow_disk_does_not_change_what_was_asked_for() -> None:
     """A user's seconds stay a user's seconds; and his steps his steps."""
     for cadence in (Cadence(None, 5.0, 0.0), Cadence(7, None, 0.0)):
-        cadence.persisted(100.0)
+        cadence.note_durable(100.0)
         assert not cadence.is_auto
     assert Cadence(None, 5.0, 0.0, durable_seconds=100.0).interval_seconds == 5.0
     assert auto().is_auto
@@ -198,11 +198,11 @@ def life(began: object, ended: dict[str, object] | None) -> Incarnation:
 )
 def test_what_counts_as_a_failure(ended: dict[str, object], failed: bool) -> None:
     """Whatever nobody wanted. Where no daemon knows the cause of a signal it counts: it may be a preemption."""
-    assert lived(life(1000.0, {**ended, "time": 1250.0}), None) == (250.0, failed)
+    assert life_seconds(life(1000.0, {**ended, "time": 1250.0}), None) == (250.0, failed)
 
 
 def test_a_life_without_a_word_of_its_end_lasted_until_its_last_sign() -> None:
     """Not until it was found dead, which may be days later; and for no time at all if there was no sign."""
-    assert lived(life(1000.0, None), 1030.0) == (30.0, True)
-    assert lived(life(1000.0, None), None) == (0.0, True)
-    assert lived(life("noon", {"how": "finished", "time": 5.0}), None) == (0.0, False)
+    assert life_seconds(life(1000.0, None), 1030.0) == (30.0, True)
+    assert life_seconds(life(1000.0, None), None) == (0.0, True)
+    assert life_seconds(life("noon", {"how": "finished", "time": 5.0}), None) == (0.0, False)

@@ -19,28 +19,29 @@ for step in run.steps(2):
         while not alive.exists():
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
-print(run.session.cadence.failure_seconds)
+print(run.life.resources.cadence.failure_seconds)
 run.finish()
 """
 
 SLOW_DISK = """
 import threading
 import autoresume
-from autoresume import cadence, failpoints
+from autoresume.base import failpoints
+from autoresume.run import cadence
 cadence.FIRST_SECONDS = cadence.LEAST_SECONDS = 0.0
 written = threading.Event()
-failpoints.observe(lambda name: written.wait() if name == "persist.part_written" else None)
+failpoints.set_observer(lambda name: written.wait() if name == "persist.part_written" else None)
 run = autoresume.start()
 run.restore()
 saves = set()
 for step in run.steps(10**9):
-    saves.add(run._life.saves.saved_step)
+    saves.add(run.life.saves.saved_step)
     if step == 50:
-        print(len(saves - {None}), run.session.cadence.durable_seconds)
+        print(len(saves - {None}), run.life.resources.cadence.durable_seconds)
         written.set()
     if len(saves - {None}) > 2:
         break
-print(run.session.cadence.interval_seconds >= 4 * run.session.cadence.durable_seconds > 0)
+print(run.life.resources.cadence.interval_seconds >= 4 * run.life.resources.cadence.durable_seconds > 0)
 run.close("ended", "enough was seen")
 """
 

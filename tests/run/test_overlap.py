@@ -18,7 +18,7 @@ import time
 import torch
 
 import autoresume
-from autoresume.training import copies
+from autoresume.snapshot import copies
 
 main, work, begun = threading.main_thread(), copies.Copying._work, threading.Event()
 

@@ -36,9 +36,9 @@ def main(run):
         model(x).square().mean().backward()
         optimizer.step()
         if run.step_count % 4 == 1:
-            run._life.saves.await_last()  # what the daemon did is in the trace if it comes while steps are recorded
+            run.life.saves.await_last()  # what the daemon did is in the trace if it comes while steps are recorded
         if run.incarnation == 1 and run.step_count == 17:
-            run._life.saves.await_last()
+            run.life.saves.await_last()
             os.kill(os.getpid(), 9)
 
 main()
@@ -117,13 +117,13 @@ def test_nothing_is_recorded_unless_it_is_asked_for() -> None:
     """Without a trace spans leave nothing behind."""
     with spans.span("copy"):
         pass
-    assert spans.take() == []
-    spans.record(True)
+    assert spans.take_recorded() == []
+    spans.set_recording(True)
     try:
         with spans.span("copy"):
             pass
-        spans.add([["persist", 1, 2, 3, 4]])
-        assert [one.name for one in spans.take()] == ["copy", "persist"]
+        spans.add_recorded([["persist", 1, 2, 3, 4]])
+        assert [one.name for one in spans.take_recorded()] == ["copy", "persist"]
     finally:
-        spans.record(False)
-    assert spans.take() == []
+        spans.set_recording(False)
+    assert spans.take_recorded() == []

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 
 from autoresume import Run, start
-from autoresume.snapshot.arriving import Arriving
+from autoresume.snapshot.pending_number import PendingNumber
 
 
-class Coming(Arriving):
+class Coming(PendingNumber):
     """A number of a device that computes it when it is told to, or waited for."""
 
     def __init__(self, number: float) -> None:
         self.number, self.there, self.waited = number, False, False
 
-    def is_there(self) -> bool:
+    def is_ready(self) -> bool:
         return self.there
 
     def value(self) -> float:
@@ -30,8 +30,8 @@ class Coming(Arriving):
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    original = Arriving.of
-    monkeypatch.setattr(Arriving, "of", lambda value: value if isinstance(value, Coming) else original(value))
+    original = PendingNumber.of
+    monkeypatch.setattr(PendingNumber, "of", lambda value: value if isinstance(value, Coming) else original(value))
     made = start(run_dir=str(tmp_path), save_every=4, loggers=["csv"])
     made.restore()
     return made
@@ -53,7 +53,7 @@ def test_what_is_logged_keeps_its_order_and_its_step(run: Run, tmp_path: Path) -
     assert not first.waited
     first.there = True
     run.step()
-    run._life.metrics._journal.flush()  # type: ignore[union-attr]
+    run.life.metrics._journal.flush()  # type: ignore[union-attr]
     expected: list[tuple[int, Any]] = [(1, {"loss": 1.5, "lr": 0.1}), (1, {"note": "between"})]
     assert steps(tmp_path) == expected
     run.step()

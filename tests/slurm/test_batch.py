@@ -12,7 +12,7 @@ import pytest
 
 from autoresume.node import batch_job, policy
 from autoresume.node.batch_job import SlurmCluster
-from autoresume.node.brain import Cause
+from autoresume.node.causes import Cause
 from autoresume.node.cluster import Notice
 from autoresume.slurm import commands
 from autoresume.slurm.environment import Task

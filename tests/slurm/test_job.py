@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoresume.slurm import job
-from autoresume.slurm.job import JobView, Told
+from autoresume.slurm.job import JobView, Situation
 
 RECORDED = sorted((Path(__file__).parent / "recorded").glob("*.txt"))
 JUDGED = [path for path in RECORDED if "\n= " in path.read_text()]
@@ -44,7 +44,7 @@ def test_what_was_recorded_is_understood(path: Path) -> None:
     assert words.startswith("# ")
     (view,) = job.parse(path.read_text())
     asked = "may be requeued" if job.may_requeue(view, 0) else "must not be requeued"
-    assert f"= {job.told(view, 0).name}, {asked}" == verdict
+    assert f"= {job.situation_of(view, 0).name}, {asked}" == verdict
 
 
 def test_every_field_of_a_line(utc: None) -> None:
@@ -103,50 +103,50 @@ def test_any_name_at_all(name: str) -> None:
 YES, NO = True, False
 ROWS = {
     # what happens: state, reason, restarts, preempt time is set; what it means, may be requeued
-    "3.1 preemption, start of the grace time": ("RUNNING", "None", 0, YES, Told.PREEMPTED, YES),
-    "3.2 preemption, end of the grace time, or none": ("COMPLETING", "None", 1, NO, Told.REQUEUED, NO),
-    "3.3 preemption, mode cancel or --no-requeue": ("COMPLETING", "None", 0, YES, Told.PREEMPTED_FOR_GOOD, YES),
-    "3.4 the job has exited by itself in its grace time": ("COMPLETED", "None", 0, YES, Told.OVER, NO),
-    "3.4 the same with an exit code": ("FAILED", "NonZeroExitCode", 0, YES, Told.OVER, NO),
-    "3.5 preemption, the batch shell gets its signal": ("RUNNING", "None", 0, YES, Told.PREEMPTED, YES),
-    "3.6 preemption, the tasks get their signal": ("RUNNING", "None", 0, YES, Told.PREEMPTED, YES),
-    "3.7 preemption, a job without --signal": ("RUNNING", "None", 0, YES, Told.PREEMPTED, YES),
-    "3.8 preemption without a grace time": ("COMPLETING", "None", 1, NO, Told.REQUEUED, NO),
-    "3.9 preemption, --signal is not sent": ("RUNNING", "None", 0, YES, Told.PREEMPTED, YES),
-    "3.10 the time limit is near, the batch shell is warned": ("RUNNING", "None", 0, NO, Told.RUNNING, YES),
-    "3.11 the time limit is near, the tasks are warned": ("RUNNING", "None", 0, NO, Told.RUNNING, YES),
-    "3.12 the time limit is reached": ("COMPLETING", "TimeLimit", 0, NO, Told.TIME_LIMIT, YES),
-    "3.13 scancel": ("COMPLETING", "None", 0, NO, Told.CANCELLED, NO),
-    "3.14 scancel -s KILL": ("COMPLETING", "None", 0, NO, Told.CANCELLED, NO),
-    "3.15 scancel -s TERM or USR1": ("RUNNING", "None", 0, NO, Told.RUNNING, YES),
-    "3.16 scancel -b -s USR1": ("RUNNING", "None", 0, NO, Told.RUNNING, YES),
-    "3.17 scancel -f -s USR1": ("RUNNING", "None", 0, NO, Told.RUNNING, YES),
-    "3.18 scancel -s USR2 to a step": ("RUNNING", "None", 0, NO, Told.RUNNING, YES),
-    "3.19 scontrol requeue": ("COMPLETING", "None", 1, NO, Told.REQUEUED, NO),
-    "3.19 scontrol requeuehold": ("COMPLETING", "job_requeued_in_held_state", 1, NO, Told.REQUEUED, NO),
-    "3.20 a node is down, the job is requeued": ("COMPLETING", "None", 1, NO, Told.REQUEUED, NO),
-    "3.21 kill of srun from the batch script": ("RUNNING", "None", 0, NO, Told.RUNNING, YES),
-    "3.22 a task has failed, the others run on": ("RUNNING", "None", 0, NO, Told.RUNNING, YES),
-    "4.6 waiting for its next life": ("PENDING", "BeginTime", 1, NO, Told.REQUEUED, NO),
-    "4.7 an exit code of RequeueExit": ("PENDING", "BeginTime", 1, NO, Told.REQUEUED, NO),
-    "5.1 preemption, the grace time runs": ("RUNNING", "None", 0, YES, Told.PREEMPTED, YES),
-    "5.2 preemption, end of the grace time": ("COMPLETING", "None", 1, NO, Told.REQUEUED, NO),
-    "5.3 preemption for good": ("COMPLETING", "None", 0, YES, Told.PREEMPTED_FOR_GOOD, YES),
-    "5.3 the same, over": ("PREEMPTED", "None", 0, YES, Told.PREEMPTED_FOR_GOOD, YES),
-    "5.4 time limit reached": ("COMPLETING", "TimeLimit", 0, NO, Told.TIME_LIMIT, YES),
-    "5.4 the same, over": ("TIMEOUT", "TimeLimit", 0, NO, Told.TIME_LIMIT, YES),
-    "5.5 warned of the time limit": ("RUNNING", "None", 0, NO, Told.RUNNING, YES),
-    "5.6 cancelled": ("COMPLETING", "None", 0, NO, Told.CANCELLED, NO),
-    "5.6 the same, over": ("CANCELLED", "None", 0, NO, Told.CANCELLED, NO),
-    "5.7 scontrol requeue": ("COMPLETING", "None", 1, NO, Told.REQUEUED, NO),
-    "5.8 requeuehold": ("COMPLETING", "job_requeued_in_held_state", 1, NO, Told.REQUEUED, NO),
-    "5.8 the same, held": ("PENDING", "job_requeued_in_held_state", 1, NO, Told.REQUEUED, NO),
-    "5.9 node failure, requeued": ("COMPLETING", "None", 1, NO, Told.REQUEUED, NO),
-    "5.9 node failure, not requeued": ("COMPLETING", "NodeDown", 0, NO, Told.NODE_FAILURE, YES),
-    "5.9 the same, over": ("NODE_FAIL", "NodeDown", 0, NO, Told.NODE_FAILURE, YES),
-    "before its first life": ("PENDING", "Priority", 0, NO, Told.PENDING, NO),
-    "ended by the kernel for its memory": ("OUT_OF_MEMORY", "OutOfMemory", 0, NO, Told.OVER, NO),
-    "a word of a later Slurm": ("EXPEDITING", "None", 0, NO, Told.OVER, NO),
+    "3.1 preemption, start of the grace time": ("RUNNING", "None", 0, YES, Situation.PREEMPTED, YES),
+    "3.2 preemption, end of the grace time, or none": ("COMPLETING", "None", 1, NO, Situation.REQUEUED, NO),
+    "3.3 preemption, mode cancel or --no-requeue": ("COMPLETING", "None", 0, YES, Situation.PREEMPTED_FOR_GOOD, YES),
+    "3.4 the job has exited by itself in its grace time": ("COMPLETED", "None", 0, YES, Situation.OVER, NO),
+    "3.4 the same with an exit code": ("FAILED", "NonZeroExitCode", 0, YES, Situation.OVER, NO),
+    "3.5 preemption, the batch shell gets its signal": ("RUNNING", "None", 0, YES, Situation.PREEMPTED, YES),
+    "3.6 preemption, the tasks get their signal": ("RUNNING", "None", 0, YES, Situation.PREEMPTED, YES),
+    "3.7 preemption, a job without --signal": ("RUNNING", "None", 0, YES, Situation.PREEMPTED, YES),
+    "3.8 preemption without a grace time": ("COMPLETING", "None", 1, NO, Situation.REQUEUED, NO),
+    "3.9 preemption, --signal is not sent": ("RUNNING", "None", 0, YES, Situation.PREEMPTED, YES),
+    "3.10 the time limit is near, the batch shell is warned": ("RUNNING", "None", 0, NO, Situation.RUNNING, YES),
+    "3.11 the time limit is near, the tasks are warned": ("RUNNING", "None", 0, NO, Situation.RUNNING, YES),
+    "3.12 the time limit is reached": ("COMPLETING", "TimeLimit", 0, NO, Situation.TIME_LIMIT, YES),
+    "3.13 scancel": ("COMPLETING", "None", 0, NO, Situation.CANCELLED, NO),
+    "3.14 scancel -s KILL": ("COMPLETING", "None", 0, NO, Situation.CANCELLED, NO),
+    "3.15 scancel -s TERM or USR1": ("RUNNING", "None", 0, NO, Situation.RUNNING, YES),
+    "3.16 scancel -b -s USR1": ("RUNNING", "None", 0, NO, Situation.RUNNING, YES),
+    "3.17 scancel -f -s USR1": ("RUNNING", "None", 0, NO, Situation.RUNNING, YES),
+    "3.18 scancel -s USR2 to a step": ("RUNNING", "None", 0, NO, Situation.RUNNING, YES),
+    "3.19 scontrol requeue": ("COMPLETING", "None", 1, NO, Situation.REQUEUED, NO),
+    "3.19 scontrol requeuehold": ("COMPLETING", "job_requeued_in_held_state", 1, NO, Situation.REQUEUED, NO),
+    "3.20 a node is down, the job is requeued": ("COMPLETING", "None", 1, NO, Situation.REQUEUED, NO),
+    "3.21 kill of srun from the batch script": ("RUNNING", "None", 0, NO, Situation.RUNNING, YES),
+    "3.22 a task has failed, the others run on": ("RUNNING", "None", 0, NO, Situation.RUNNING, YES),
+    "4.6 waiting for its next life": ("PENDING", "BeginTime", 1, NO, Situation.REQUEUED, NO),
+    "4.7 an exit code of RequeueExit": ("PENDING", "BeginTime", 1, NO, Situation.REQUEUED, NO),
+    "5.1 preemption, the grace time runs": ("RUNNING", "None", 0, YES, Situation.PREEMPTED, YES),
+    "5.2 preemption, end of the grace time": ("COMPLETING", "None", 1, NO, Situation.REQUEUED, NO),
+    "5.3 preemption for good": ("COMPLETING", "None", 0, YES, Situation.PREEMPTED_FOR_GOOD, YES),
+    "5.3 the same, over": ("PREEMPTED", "None", 0, YES, Situation.PREEMPTED_FOR_GOOD, YES),
+    "5.4 time limit reached": ("COMPLETING", "TimeLimit", 0, NO, Situation.TIME_LIMIT, YES),
+    "5.4 the same, over": ("TIMEOUT", "TimeLimit", 0, NO, Situation.TIME_LIMIT, YES),
+    "5.5 warned of the time limit": ("RUNNING", "None", 0, NO, Situation.RUNNING, YES),
+    "5.6 cancelled": ("COMPLETING", "None", 0, NO, Situation.CANCELLED, NO),
+    "5.6 the same, over": ("CANCELLED", "None", 0, NO, Situation.CANCELLED, NO),
+    "5.7 scontrol requeue": ("COMPLETING", "None", 1, NO, Situation.REQUEUED, NO),
+    "5.8 requeuehold": ("COMPLETING", "job_requeued_in_held_state", 1, NO, Situation.REQUEUED, NO),
+    "5.8 the same, held": ("PENDING", "job_requeued_in_held_state", 1, NO, Situation.REQUEUED, NO),
+    "5.9 node failure, requeued": ("COMPLETING", "None", 1, NO, Situation.REQUEUED, NO),
+    "5.9 node failure, not requeued": ("COMPLETING", "NodeDown", 0, NO, Situation.NODE_FAILURE, YES),
+    "5.9 the same, over": ("NODE_FAIL", "NodeDown", 0, NO, Situation.NODE_FAILURE, YES),
+    "before its first life": ("PENDING", "Priority", 0, NO, Situation.PENDING, NO),
+    "ended by the kernel for its memory": ("OUT_OF_MEMORY", "OutOfMemory", 0, NO, Situation.OVER, NO),
+    "a word of a later Slurm": ("EXPEDITING", "None", 0, NO, Situation.OVER, NO),
 }
 
 
@@ -160,7 +160,7 @@ def test_what_slurm_does_with_a_job(row: str, life: int) -> None:
     """Each measured row, in the job's first life and in a later one."""
     state, reason, restarts, preempted, told, requeue = ROWS[row]
     seen = view(state, reason, life + restarts, preempted)
-    assert (job.told(seen, life), job.may_requeue(seen, life)) == (told, requeue)
+    assert (job.situation_of(seen, life), job.may_requeue(seen, life)) == (told, requeue)
 
 
 @given(

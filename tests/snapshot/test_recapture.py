@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from autoresume.errors import StateError
 from autoresume.format.digest import canonical
 from autoresume.snapshot.recapture import Recapture
+from autoresume.state.capture import capture
 from autoresume.state.pickled import pickled
-from autoresume.state.state import capture
 
 NOTHING: frozenset[Any] = frozenset()
 
@@ -35,7 +35,7 @@ class Stateful:
 
 def assert_as_captured(again: Recapture, objects: dict[str, Any], known: frozenset[int] = NOTHING) -> bool:
     """The same tree, and the same memory in the same order; whether the form was the last one's."""
-    taken = again.take(objects, known, NOTHING)
+    taken = again.capture(objects, known, NOTHING)
     fresh = capture(objects, known, NOTHING)
     assert taken.tree == canonical(fresh.tree)
     assert len(taken.tensors) == len(fresh.leaves)
@@ -156,10 +156,10 @@ def test_an_error_is_the_same_the_second_time() -> None:
     """A value that can't be stored is a StateError with its key, also where there was a good one before."""
     plain = Stateful({"n": 1})
     again = Recapture()
-    again.take({"plain": plain}, NOTHING, NOTHING)
+    again.capture({"plain": plain}, NOTHING, NOTHING)
     plain.state["n"] = object()
     with pytest.raises(StateError, match="plain/n"):
-        again.take({"plain": plain}, NOTHING, NOTHING)
+        again.capture({"plain": plain}, NOTHING, NOTHING)
     plain.state["n"] = 2
     assert not assert_as_captured(again, {"plain": plain})
 

@@ -53,7 +53,7 @@ class Training:
         with torch.no_grad():
             self.average.weight.lerp_(self.model[0].weight, 0.1)
         self.steps += 1
-        self.saver.boundary()
+        self.saver.at_boundary()
 
     def save(self, urgent: bool = False) -> dict[str, Any]:
         """Save, and what a checkpoint of this moment has to hold."""
@@ -64,7 +64,7 @@ class Training:
 
     def stored(self) -> dict[str, Any]:
         """The newest checkpoint's state."""
-        self.saver.settle()
+        self.saver.finish_handover()
         self.saver.sink.close()
         restored = choose_and_read(self.storage, "run", Ranks(), lambda: None, {})
         assert restored is not None
@@ -179,7 +179,7 @@ def test_a_snapshot_that_was_written_to_is_given_up(
     write(training)
     held.let_go()
     with caplog.at_level(logging.WARNING):
-        training.saver.settle()
+        training.saver.finish_handover()
     assert "is given up" in caplog.text
     assert training.saver.torn == {"E0_U2_S0-0001"}
     assert_equal(training.stored(), before)
@@ -196,7 +196,7 @@ def test_nothing_is_overlapped_where_steps_are_not_seen(training: Training, held
     training.step()
     with torch.no_grad():
         training.model[0].weight.add_(1)  # as a replayed step does
-    training.saver.boundary()
+    training.saver.at_boundary()
     expected = training.save()
     assert training.saver._pending is None
     _through_data(training)
@@ -216,7 +216,7 @@ def test_memory_is_ready_before_the_first_save(training: Training) -> None:
     """`prepare` makes the layout and the arena; the first save uses them, and so do the next ones."""
     training.step()
     training.saver.prepare(training.objects, NOTHING)
-    plan = training.saver._plan
+    plan = training.saver._planner.plan
     assert plan is not None
     coming = training.saver._arenas._coming
     assert coming is not None
@@ -226,7 +226,7 @@ def test_memory_is_ready_before_the_first_save(training: Training) -> None:
         expected = training.save(urgent=True)
         assert_equal(training.stored(), expected)
         assert training.saver._arenas._arenas == [arena]
-        assert training.saver._plan is plan
+        assert training.saver._planner.plan is plan
         training.saver.sink = ThreadSink(training.storage, Keep(10), lambda: None)
         training.step()
 
@@ -234,14 +234,14 @@ def test_memory_is_ready_before_the_first_save(training: Training) -> None:
 def test_what_lies_between_is_done_once(training: Training) -> None:
     """A save whose copy is still under way when the next one is due is completed first."""
     names = []
-    failpoints.observe(lambda name: names.append(name))
+    failpoints.set_observer(lambda name: names.append(name))
     try:
         for _ in range(4):
             training.step()
             training.save()
-        training.saver.settle()
+        training.saver.finish_handover()
     finally:
-        failpoints.observe(None)
+        failpoints.set_observer(None)
     assert names.count("save.begin") == 4
     assert [name for name in names if name in ("save.copied", "save.sealed")] == ["save.copied", "save.sealed"] * 4
 
@@ -307,7 +307,7 @@ def test_a_device_copies_after_what_was_queued_and_before_what_comes() -> None:
     streams.hold(transfer)
     transfer.wait()
     assert all(torch.equal(target, source) for target, source in zip(targets, (large, small, odd)))
-    assert not transfer.broken()
+    assert not transfer.written()
     assert device.log == [
         "side waits for main",
         "in side",
@@ -334,7 +334,7 @@ def test_what_is_written_to_a_device_while_it_is_copied_is_seen() -> None:
         wanted.sample()
         transfer = devices.Streams(Racing()).start(wanted)
         transfer.wait()
-        assert transfer.broken() == broken
+        assert transfer.written() == broken
 
 
 def test_a_device_without_room_copies_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,6 +384,6 @@ def test_a_hand_over_that_fails_in_the_background_is_made_up_for(training: Train
     training.saver.sink = Gone(training.storage, Keep(10), lambda: None)
     expected = training.save()
     held.let_go()
-    training.saver.use_fallback("the node daemon is gone")
+    training.saver.fall_back("the node daemon is gone")
     assert made == [ours]
     assert_equal(training.stored(), expected)

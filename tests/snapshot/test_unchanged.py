@@ -16,8 +16,8 @@ from autoresume.checkpoint.discover import judge, load_part
 from autoresume.checkpoint.retain import Keep
 from autoresume.checkpoint.verify import verify
 from autoresume.format import names
-from autoresume.format.manifest import Chunk, Part
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import Chunk, Part
 from autoresume.load.read_checkpoint import choose_and_read
 from autoresume.load.reader import CheckpointReader
 from autoresume.ranks.agreement import Ranks
@@ -57,14 +57,14 @@ class Training:
         self.optimizer.zero_grad()
         self.model(torch.randn(2, 20)).square().mean().backward()
         self.optimizer.step()
-        self.saver.boundary()
+        self.saver.at_boundary()
         self.steps += 1
         return self.save(urgent)
 
     def save(self, urgent: bool = False) -> Part:
         name = named(self.steps)
         self.saver.save(name, self.objects, NOTHING, {}, urgent=urgent)
-        self.saver.settle()
+        self.saver.finish_handover()
         while not self.sink.idle():
             os.sched_yield()
         assert verify(self.storage, name, "run") is None
@@ -157,7 +157,7 @@ def test_a_process_that_goes_on_links_at_once(training: Training, tmp_path: Path
     assert restored is not None
     assert restored.unchanged == ENCODER
     unchanged = Unchanged()
-    unchanged.begin(restored.unchanged)
+    unchanged.resume(restored.unchanged)
     later = Training(tmp_path, unchanged)
     later.model.load_state_dict(restored.states["model"])
     later.steps = training.steps
@@ -169,7 +169,7 @@ def test_a_process_that_goes_on_links_at_once(training: Training, tmp_path: Path
 def test_it_can_be_turned_off(tmp_path: Path) -> None:
     """unchanged="write": one file a rank in each checkpoint, after one that has two as well."""
     unchanged = Unchanged(looks=False)
-    unchanged.begin(frozenset(ENCODER))
+    unchanged.resume(frozenset(ENCODER))
     training = Training(tmp_path, unchanged)
     assert [inside(training.step_and_save()) for _ in range(4)] == [set()] * 4
     training.saver.close()
@@ -188,8 +188,8 @@ def test_little_is_not_worth_a_file() -> None:
                 begin += size
         unchanged = Unchanged()
         for step in range(2):
-            unchanged.look(step, image, chunks, pool)
-            unchanged.settle()
+            unchanged.start_comparing(step, image, chunks, pool)
+            unchanged.finish_comparing()
         assert unchanged.names == expected
     pool.shutdown()
 
@@ -219,13 +219,13 @@ def test_what_is_frozen_is_copied_while_training_goes_on(training: Training, mon
     """A periodic save does not stop for it; a script that does write to it before the next step loses that snapshot,
     is told so once, and what seemed to be frozen is copied at the boundary from then on."""
     late: list[set[int]] = []
-    original = saver.Saver._stays
+    original = saver.Saver._may_wait
 
     def stays(*arguments: Any) -> frozenset[int]:
         late.append(set(original(*arguments)))
         return frozenset(late[-1])
 
-    monkeypatch.setattr(saver.Saver, "_stays", stays)
+    monkeypatch.setattr(saver.Saver, "_may_wait", stays)
     frozen, head = training.model[0].weight.data_ptr(), training.model[2].weight.data_ptr()
     for _ in range(4):
         training.step_and_save()
@@ -245,7 +245,7 @@ def test_what_is_frozen_is_copied_while_training_goes_on(training: Training, mon
     with torch.no_grad():
         training.model[0].weight.add_(1)
     go.set()
-    training.saver.settle()
+    training.saver.finish_handover()
     assert training.saver.torn == {str(named(training.steps + 1))}
     assert training.saver.overlaps
     training.steps += 1
@@ -279,9 +279,9 @@ def test_two_saves_of_one_step_tell_nothing() -> None:
     with ThreadPoolExecutor(1) as pool:
         unchanged = Unchanged()
         for step in (1, 1, 1):
-            unchanged.look(step, image, chunks, pool)
-            unchanged.settle()
+            unchanged.start_comparing(step, image, chunks, pool)
+            unchanged.finish_comparing()
         assert unchanged.names == set()
-        unchanged.look(2, image, chunks, pool)
-        unchanged.settle()
+        unchanged.start_comparing(2, image, chunks, pool)
+        unchanged.finish_comparing()
         assert unchanged.names == {"w"}

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from autoresume.cli.drill import _states
-from autoresume.drill.drill import IDENTICAL, drill
+from autoresume.drill.drill import IDENTICAL, Drill
 from autoresume.drill.driver import DrillFailed, Plan
 from autoresume.handoff.mailbox import memory_root
 from autoresume.node import processes
@@ -54,7 +54,7 @@ def main() -> int:
         arguments = ["ranks" if words.ranks > 1 else "none", str(EPOCHS)]
         plan = Plan(str(SCRIPT), arguments, words.output.absolute(), words.ranks, save_every="3 steps")
         try:
-            found = drill(plan, seed, words.kills, None, None, lambda text: None, _states)
+            found = Drill(lambda text: None, _states).run(plan, seed, words.kills)
         except KeyboardInterrupt:
             break  # what was done counts
         except DrillFailed as error:

@@ -1,6 +1,7 @@
 """SIGTERM reaches the whole process group, data workers too. Argument: whose loader has the workers:
-"run" (run.loader), "batches" (a DataLoader under run.batches), "other" (one that autoresume never sees), "held" (one
-under run.batches whose workers persist, and which is never given up)."""
+"run" (run.loader), "batches" (a DataLoader under run.batches), "held" (one under run.batches whose workers persist, and
+which is never given up); or one that nobody gave to the run: "other", "before" (made before the run was opened),
+"stateful" (torchdata's)."""
 
 import sys
 
@@ -8,10 +9,12 @@ import nasty
 import torch
 from parts import Model, Numbers, train_step
 from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from autoresume import Run, autoresume
 
 held = []
+before = DataLoader(Numbers(40, augment=False), batch_size=1, num_workers=2)
 
 
 @autoresume
@@ -29,7 +32,9 @@ def main(run: Run) -> None:
         held.append(loader)
     else:
         loader = DataLoader(data, batch_size=4, num_workers=2 if kind == "batches" else 0)
-    other = iter(DataLoader(data, batch_size=1, num_workers=2)) if kind == "other" else None
+    others = {"other": DataLoader, "stateful": StatefulDataLoader}
+    made = before if kind == "before" else others[kind](data, batch_size=1, num_workers=2) if kind in others else None
+    other = iter(made) if made is not None else None
     for x in run.batches(loader, epochs=1):
         run.log(loss=train_step(model, optimizer, x))
         nasty.place(run.step_count + 1)

@@ -1,0 +1,99 @@
+"""The loops that a run offers: over batches, steps, epochs, ranges and tasks, each from where the run stands.
+
+Law: a loop restores the run when it is begun. What ends a turn of it says its docstring: a step boundary, or nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from autoresume.base.call_site import CallSite
+from autoresume.run.life import Life
+
+log = logging.getLogger("autoresume")
+
+
+class Loops:
+    """Of one life. `site` is where in the script a loop is begun."""
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        self._warned = False
+
+    def batches(self, loader: Any, site: CallSite, epochs: int | None, accumulate: int) -> Iterator[Any]:
+        """Each turn ends at a step boundary; with `accumulate`, every so many turns."""
+        life = self._life
+        life.restore_once()
+        position = life.positions.position_of(loader, site, epochs is not None)
+        life.tracked.load_materialised()
+        while True:
+            position.start_next_epoch_if_over()
+            life.epoch = epoch = position.epoch
+            if epochs is not None and epoch >= epochs:
+                life.generators.before_first_batch()  # also where nothing is left
+                life.loop_ended()
+                return
+            for turn, batch in enumerate(position.iterate(), start=1):
+                yield batch
+                if turn % accumulate == 0:
+                    life.at_boundary(None)
+            if epochs is None:
+                life.loop_ended()
+                return
+
+    def steps(self, count: int) -> Iterator[int]:
+        """Each turn ends at a step boundary."""
+        life = self._life
+        life.restore_once()
+        life.tracked.load_materialised()
+        life.generators.before_first_batch()
+        while life.step < count:
+            yield life.step
+            life.at_boundary(None)
+        life.loop_ended()
+
+    def range(self, kind: str, name: str | None, site: CallSite, bounds: tuple[int, ...]) -> Iterator[int]:
+        """Turns end with nothing: step boundaries are the script's own."""
+        self._life.restore_once()
+        return self._turns(self._life.positions.range(kind, name, site, bounds))
+
+    def _turns(self, values: Iterator[int]) -> Iterator[int]:
+        life = self._life
+        for turn, value in enumerate(values):
+            before = life.step
+            if turn and before == 0:
+                self._warn(
+                    "a turn of this loop is over, and run.step() was never called: turns of run.range are no step "
+                    "boundaries, so nothing is saved, and nobody can stop here. Call run.step() where a step ends."
+                )
+            yield value
+            if life.step == before + 1 and not life.positions.has_loaders:
+                self._warn(
+                    "each turn of run.range ends with run.step(): a turn that is interrupted there is entered "
+                    "again after the resume. Use `for step in run.steps(count)`, which ends its turns by itself."
+                )
+
+    def _warn(self, message: str) -> None:
+        """Once in a run's life: it would come in each turn."""
+        if not self._warned:
+            self._warned = True
+            log.warning(message)
+
+    def epochs(self, count: int, site: CallSite) -> Iterator[int]:
+        for epoch in self.range("epochs", None, site, (count,)):
+            self._life.epoch = epoch
+            yield epoch
+        self._life.loop_ended()
+
+    def tasks(self, site: CallSite, bounds: tuple[int, int], ended: Callable[[int], None]) -> Iterator[int]:
+        """`ended` is called with a task's number at its end, which is a step boundary of its own, without samples."""
+
+        def boundary(task: int) -> None:
+            ended(task)
+            self._life.at_boundary(None)
+
+        self._life.restore_once()
+        yield from self._life.positions.range("tasks", None, site, bounds, boundary)
+        self._life.loop_ended()

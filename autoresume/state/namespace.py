@@ -1,0 +1,77 @@
+"""`run.state`: attributes that are part of the run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from autoresume.state.generator import GENERATOR_TYPES, GeneratorState
+from autoresume.state.sharded import cut_like
+
+
+class Namespace:
+    """`run.state`: attributes that are part of the run's state."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"run.state has no {name!r}; set it before it is read, or use run.state.get({name!r})")
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self.__dict__.get(name, default)
+
+    def setdefault(self, name: str, default: Any) -> Any:
+        return self.__dict__.setdefault(name, default)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.__dict__
+
+    def __repr__(self) -> str:
+        return f"State({', '.join(f'{key}={value!r}' for key, value in self.__dict__.items())})"
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+    def load_state_dict(self, state: dict[str, Any], tracked_memory: frozenset[int] = frozenset()) -> None:
+        """What the script has put here already stays the same object, and gets the stored content, where it can: others
+        (an optimizer, a sampler) may hold it, too. Memory of tracked modules, by its addresses, has got its content."""
+        for name, value in state.items():
+            self.__dict__[name] = _restored(self.__dict__.get(name), value, tracked_memory)
+
+
+def _restored(there: Any, value: Any, tracked_memory: frozenset[int]) -> Any:
+    """The live object with the stored content; the stored one where that can't be: another type, form or size."""
+    if isinstance(there, GENERATOR_TYPES):
+        GeneratorState(there).load_state_dict(GeneratorState(value).state_dict())
+        return there
+    if type(there) is type(value) is np.ndarray and (there.shape, there.dtype) == (value.shape, value.dtype):
+        if there.flags.writeable:
+            there[...] = value
+            return there
+    elif isinstance(there, torch.Tensor) and isinstance(value, torch.Tensor) and _takes(there, value, tracked_memory):
+        with torch.no_grad():
+            there.copy_(value)
+        return there
+    elif type(there) is type(value) is list:
+        olds = [*there, *[None] * len(value)]
+        there[:] = [_restored(old, one, tracked_memory) for old, one in zip(olds, value)]
+        return there
+    elif type(there) is type(value) is dict:
+        made = {key: _restored(there.get(key), one, tracked_memory) for key, one in value.items()}
+        there.clear()
+        there.update(made)
+        return there
+    elif type(there) is type(value) is tuple and len(there) == len(value):
+        return tuple(_restored(old, one, tracked_memory) for old, one in zip(there, value))
+    return cut_like(value, there)
+
+
+def _takes(there: torch.Tensor, value: torch.Tensor, tracked_memory: frozenset[int]) -> bool:
+    return (
+        type(there) in (torch.Tensor, torch.nn.Parameter)
+        and there.layout is torch.strided
+        and (there.shape, there.dtype) == (value.shape, value.dtype)
+        and not (there.is_inference() or there.is_meta)
+        and 0 not in [stride for stride, size in zip(there.stride(), there.shape) if size > 1]
+        and there.untyped_storage().data_ptr() not in tracked_memory
+    )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests import cost
+from tests import cost, warm
 
 _tests: Counter[str] = Counter()
 """What this process's tests cost, in CPU-seconds."""
@@ -44,6 +44,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    warm.close()
     if _is_worker(session.config):
         session.config.workeroutput["cost"] = dict(_tests)  # type: ignore[attr-defined]
     else:

@@ -38,7 +38,8 @@ unit: environment
 
 # All of what the suite has a part of: the matrix of failpoints and faults, fuzzing, the interleavings of the commit.
 torture: environment
-	TORTURE=full PYTHONDONTWRITEBYTECODE= $(BIN)/pytest tests/torture tests/fuzz tests/checkpoint/test_interleavings.py -n 3
+	TORTURE=full PYTHONDONTWRITEBYTECODE= $(BIN)/pytest tests/torture tests/fuzz tests/checkpoint/test_interleavings.py \
+		tests/checkpoint/test_power_loss.py -n 3
 
 # Hundreds of interruptions of 4 ranks under the daemon: an hour, or SOAK_ARGS="--seconds 600".
 SOAK_ARGS ?=

@@ -1,12 +1,29 @@
-"""Of the whole suite: in which order, and what the torture chamber did."""
+"""Of the whole suite: in which order, what it cost, and what the torture chamber did."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests import cost, warm
+
+_tests: Counter[str] = Counter()
+"""What this process's tests cost, in CPU-seconds."""
+_account = pytest.StashKey[cost.Account]()
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not _is_worker(config):
+        config.stash[_account] = cost.Account(bool(config.getoption("numprocesses", None)))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -20,7 +37,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [*first, *others[:middle], *second, *others[middle:]]
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    with cost.measured(_tests, item.nodeid):
+        return (yield)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    warm.close()
+    if _is_worker(session.config):
+        session.config.workeroutput["cost"] = dict(_tests)  # type: ignore[attr-defined]
+    else:
+        session.config.stash[_account].tests.update(_tests)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[_account].tests.update(getattr(node, "workeroutput", {}).get("cost", {}))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     told: Counter[str] = Counter()
     for report in terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", []):
         if report.when == "call":
@@ -28,3 +64,5 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     if told:
         terminalreporter.write_sep("-", "torture chamber")
         terminalreporter.write_line(", ".join(f"{value:,} {name}" for name, value in sorted(told.items())))
+    for line in config.stash[_account].lines(int(os.environ.get("COST") or 0)):
+        terminalreporter.write_line(line)

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests import warm
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -14,7 +16,7 @@ def test_quick_results_and_a_table(tmp_path: Path) -> None:
     """Two rivals are measured in processes of their own; there is a line for each figure, a table with both, and a reason for
     the one that isn't there. Nothing else is left behind."""
     words = ["--quick", "--only", "save", "--world", "1", "--rivals", "autoresume,torch.save,Lightning Fabric"]
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, "-m", "benchmarks.run", *words, "--output", str(tmp_path)],
         cwd=ROOT,
         capture_output=True,

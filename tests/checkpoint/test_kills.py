@@ -12,6 +12,7 @@ import pytest
 
 from autoresume.base import failpoints
 from autoresume.format.names import CheckpointName
+from tests import warm
 from tests.checkpoint import lives
 from tests.storage.forgetful import UnsyncedStorage
 
@@ -56,7 +57,7 @@ def run_until_killed(folder: Path, failpoint: str | None, image_bytes: int = 4) 
     if failpoint is not None:
         environment["AUTORESUME_FAILPOINT"] = failpoint
     command = [sys.executable, lives.__file__, str(folder), "in turn", str(image_bytes)]
-    result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=False)
+    result = warm.run(command, env=environment, stdout=subprocess.PIPE, check=False)
     told = [CheckpointName.parse(line) for line in result.stdout.decode().split()]
     return result.returncode, [name for name in told if name is not None]
 

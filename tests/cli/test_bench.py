@@ -21,6 +21,7 @@ from click.testing import CliRunner, Result
 from autoresume.checks.save_cost import Estimate, Trial
 from autoresume.cli import cli
 from autoresume.errors import UsageError
+from tests import warm
 from tests.cli.runs import FakeRun
 
 
@@ -121,7 +122,7 @@ def test_a_save_that_fails(tmp_path: Path) -> None:
     def no_large_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, "-m", "autoresume", "bench", "--state", "3MB", "--nproc", "2"],
         capture_output=True,
         text=True,
@@ -135,7 +136,7 @@ def test_a_save_that_fails(tmp_path: Path) -> None:
 
 def test_ended_in_the_middle(tmp_path: Path) -> None:
     """A SIGTERM while it writes: what it wrote is removed, and its processes end."""
-    child = subprocess.Popen(
+    child = warm.Popen(
         [sys.executable, "-m", "autoresume", "bench", "--state", "30MB", "--rounds", "100000"], stderr=subprocess.PIPE
     )
     until(lambda: list((tmp_path / "disk").glob("*/checkpoints")))
@@ -200,11 +201,11 @@ def test_a_profiled_training_is_traced_over_its_lives(tmp_path: Path) -> None:
     """`--profile` trains with a state of the size that is asked for, is preempted once, and leaves a trace of each life."""
     command = [sys.executable, "-m", "autoresume", "bench", "--state", "20MB", "--profile", str(tmp_path / "run")]
     environment = {**os.environ, "AUTORESUME_MEMORY": str(tmp_path)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
+    done = warm.run(command, capture_output=True, text=True, timeout=200, env=environment)
     assert done.returncode == 0, done.stderr
     assert f"tensorboard --logdir {tmp_path / 'run' / 'traces'}" in done.stdout
     lives = sorted(path.name.split(".")[0] for path in (tmp_path / "run" / "traces").iterdir())
     assert lives == ["life-0001-rank-00000", "life-0002-rank-00000"]
-    again = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
+    again = warm.run(command, capture_output=True, text=True, timeout=200, env=environment)
     assert again.returncode != 0
     assert "exists already" in again.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from autoresume.checkpoint import incarnation
 from autoresume.checkpoint.discover import newest_step
 from autoresume.storage.local import LocalStorage
+from tests import warm
 from tests.node.conftest import memory  # noqa: F401  (a fixture)
 from tests.node.harness import Node, environment, wait_until
 
@@ -28,7 +28,7 @@ def node(tmp_path: Path, memory: Path) -> Iterator[Node]:  # noqa: F811
 
 
 def stop(folder: Path) -> str:
-    done = subprocess.run([sys.executable, "-m", "autoresume", "stop", "run"], cwd=folder, env=environment(), capture_output=True, text=True, timeout=60)  # fmt: skip
+    done = warm.run([sys.executable, "-m", "autoresume", "stop", "run"], cwd=folder, env=environment(), capture_output=True, text=True, timeout=60)  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
 

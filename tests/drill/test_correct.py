@@ -33,11 +33,11 @@ MORE = [Interruption("kill-rank", "start"), Interruption("kill-rank", "step", 5)
 
 
 @pytest.mark.parametrize("command", CORRECT, ids=lambda command: "-".join(Path(word).stem for word in command))
-def test_a_script_that_resumes_is_identical(zygote: harness.Zygote, tmp_path: Path, command: tuple[str, ...]) -> None:
+def test_a_script_that_resumes_is_identical(tmp_path: Path, command: tuple[str, ...]) -> None:
     """Interrupted in a step, in a save, and in a restore (one of them in start-up and at a boundary, too): the verdict is
     identical."""
     moments = MOMENTS + MORE if command == CORRECT[0] else MOMENTS
-    found = quick(zygote, tmp_path, *command, interruptions=moments)
+    found = quick(tmp_path, *command, interruptions=moments)
     assert found.verdict == IDENTICAL, (found.divergence, found.final, found.cause)
     assert [life.came for life in found.lives[:3]] == [True] * 3, found.lives
     # What a script counts for itself begins anew, and is told of, though nothing comes of it.

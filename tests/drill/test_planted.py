@@ -8,7 +8,6 @@ import pytest
 
 from autoresume.drill.drill import DIVERGED, NOT_DETERMINISTIC
 from tests.drill.quick import KILL, quick
-from tests.real_scripts import harness
 
 PLANTED = {
     "scheduler": ("scheduler not tracked", "`scheduler` in main()"),
@@ -27,9 +26,9 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("mistake", PLANTED)
-def test_a_planted_mistake_is_named(zygote: harness.Zygote, tmp_path: Path, mistake: str) -> None:
+def test_a_planted_mistake_is_named(tmp_path: Path, mistake: str) -> None:
     """Its cause is named, with the place in the script, and the first step of the resumed life is where it shows."""
-    found = quick(zygote, tmp_path, "trainer.py", mistake, interruptions=KILL)
+    found = quick(tmp_path, "trainer.py", mistake, interruptions=KILL)
     name, words = PLANTED[mistake]
     assert found.verdict == (NOT_DETERMINISTIC if name == "wall clock" else DIVERGED)
     assert found.cause is not None

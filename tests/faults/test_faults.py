@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from autoresume.format import names
 from autoresume.format.names import CheckpointName
 from autoresume.loggers import journal
 from autoresume.storage import LocalStorage
+from tests import warm
 from tests.faults import disks
 from tests.real_scripts import harness
 
@@ -24,44 +24,37 @@ STEPS = 40
 pytestmark = pytest.mark.timeout(300)
 
 
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[harness.Zygote]:
-    with harness.zygote() as made:
-        yield made
-
-
 @dataclass
 class Trainer:
     """Starts the training, as one process, or as two ranks with their daemon."""
 
-    zygote: harness.Zygote
     memory: Path
 
     def train(self, ranks: int, disk: Path, faults: str = "") -> harness.Ended:
         variables = {"AUTORESUME_RUN_DIR": f"{disk / 'run'}", "DISK": f"{disk}", "FAULTS": faults}
         if ranks == 1:
-            return harness.Place(self.zygote, self.memory).run(str(SCRIPT), **variables)
+            return harness.Place(self.memory).run(str(SCRIPT), **variables)
         environment = harness.environment(AUTORESUME_MEMORY=str(self.memory), **variables)
         command = [sys.executable, "-m", "autoresume", "run", "--nproc", "2", "--grace", "20", str(SCRIPT)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
+        done = warm.run(command, env=environment, capture_output=True, text=True, timeout=250)
         return harness.Ended(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.fixture
-def trainer(zygote: harness.Zygote, tmp_path: Path) -> Trainer:
+def trainer(tmp_path: Path) -> Trainer:
     (tmp_path / "memory").mkdir()
-    return Trainer(zygote, tmp_path / "memory")
+    return Trainer(tmp_path / "memory")
 
 
 @pytest.fixture(scope="module")
-def calm(zygote: harness.Zygote, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
     """The run directory of a training that nothing happened to."""
     made: dict[int, Path] = {}
 
     def get(ranks: int) -> Path:
         if ranks not in made:
             disk = tmp_path_factory.mktemp("calm")
-            done = Trainer(zygote, tmp_path_factory.mktemp("memory")).train(ranks, disk)
+            done = Trainer(tmp_path_factory.mktemp("memory")).train(ranks, disk)
             assert done.code == 0, done.err
             made[ranks] = disk / "run"
         return made[ranks]

@@ -13,6 +13,7 @@ from autoresume.checkpoint.discover import list_checkpoints
 from autoresume.checkpoint.verify import verify
 from autoresume.format.names import CheckpointName, unchanged_file
 from autoresume.storage import LocalStorage
+from tests import warm
 from tests.once import once
 
 SCRIPT = Path(__file__).with_name("train.py")
@@ -28,9 +29,7 @@ def launch(folder: Path, command: list[str], memory: Path, **variables: str) -> 
         "OMP_NUM_THREADS": "1",
         **variables,
     }
-    return subprocess.run(
-        [sys.executable, "-m", *command], env=environment, capture_output=True, text=True, timeout=500
-    )
+    return warm.run([sys.executable, "-m", *command], env=environment, capture_output=True, text=True, timeout=500)
 
 
 def torchrun(ranks: int) -> list[str]:
@@ -227,7 +226,7 @@ def test_another_number_of_ranks_sees_the_same_samples(tmp_path: Path) -> None:
     folder, memory = tmp_path / "run", tmp_path / "memory"
     memory.mkdir()
     assert launch(folder, torchrun(2), memory, EVENTS="1:12:0:TERM:self").returncode != 0
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, str(SCRIPT)],
         env={**os.environ, "AUTORESUME_RUN_DIR": str(folder), "OMP_NUM_THREADS": "1"},
         capture_output=True,

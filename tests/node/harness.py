@@ -26,6 +26,7 @@ from autoresume.checkpoint.incarnation import Incarnation
 from autoresume.checkpoint.verify import verify
 from autoresume.format.names import CheckpointName
 from autoresume.storage.local import LocalStorage
+from tests import warm
 
 T = TypeVar("T")
 
@@ -37,12 +38,14 @@ def wait_until(look: Callable[[], T], seconds: float = PATIENCE_SECONDS, what: s
     """Look again and again until `look()` gives something true, and return that; fail after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
+        began = time.monotonic()
         found = look()
         if found:
             return found
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now > deadline:
             raise AssertionError(f"waited {seconds:.0f} s in vain for {what or look}")
-        time.sleep(0.005)
+        time.sleep(min(0.2, max(0.005, 3 * (now - began))))  # to look at all processes takes far longer than at a file
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -98,7 +101,7 @@ class Node:
     def start(self, command: list[str], **variables: str) -> subprocess.Popen[str]:
         """Start a daemon in a process group of its own."""
         log = open(self.folder / f"err-{len(self.started)}", "w")
-        process = subprocess.Popen(
+        process = warm.Popen(
             command,
             env=environment(AUTORESUME_MEMORY=str(self.memory), **variables),
             cwd=self.folder,

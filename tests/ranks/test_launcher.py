@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
 from autoresume.errors import EXIT_PORT_TAKEN
 from autoresume.node import link
+from tests import warm
 
 
 def test_a_taken_port_has_a_code_of_its_own(tmp_path: Path) -> None:
@@ -19,7 +19,7 @@ def test_a_taken_port_has_a_code_of_its_own(tmp_path: Path) -> None:
         flags = ["--nnodes=2", "--nproc-per-node=1", "--node-rank=0", "--master-addr=127.0.0.1"]
         flags.append(f"--master-port={other.getsockname()[1]}")
         command = [sys.executable, "-m", "autoresume.ranks.launcher", *flags, str(tmp_path / "never.py")]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        ended = warm.run(command, capture_output=True, text=True, timeout=120)
     assert ended.returncode == EXIT_PORT_TAKEN, ended.stderr
     assert "the port at which the nodes were to meet is taken" in ended.stderr
 

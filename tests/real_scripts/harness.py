@@ -7,20 +7,21 @@ same value for every step, each exactly once, and the final state has the same d
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests import warm
+
 SCRIPTS = Path(__file__).parent / "scripts"
 INTERRUPTED = 75
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 120.0
 MOST_LIVES = 30
 
 
@@ -35,37 +36,13 @@ class Ended:
 
 @dataclass
 class Started:
-    pid: int
+    process: warm.Popen
     out: Path
     err: Path
 
-
-class Zygote:
-    """The fork server; see zygote.py. One for each test process."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("zygote.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment(),
-        )
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
-        return answer
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -81,7 +58,6 @@ def environment(**more: str) -> dict[str, str]:
 class Place:
     """A folder in which one run lives; scripts are started in it."""
 
-    zygote: Zygote
     folder: Path
     ended: list[Ended] = field(default_factory=list)
 
@@ -90,20 +66,26 @@ class Place:
         self.folder.mkdir(exist_ok=True, parents=True)
         number = len(list(self.folder.glob("out-*")))
         out, err = self.folder / f"out-{number}", self.folder / f"err-{number}"
-        out.touch()
-        err.touch()
-        pid = self.zygote.ask(
-            script=str(SCRIPTS / script),
-            arguments=arguments,
-            folder=str(self.folder),
-            environment=environment(**variables),
-            stdout=str(out),
-            stderr=str(err),
-        )["pid"]
-        return Started(pid, out, err)
+        with open(out, "a") as to_out, open(err, "a") as to_err:
+            process = warm.Popen(
+                [sys.executable, str(SCRIPTS / script), *arguments],
+                cwd=self.folder,
+                env=environment(**variables),
+                stdin=subprocess.DEVNULL,
+                stdout=to_out,
+                stderr=to_err,
+                start_new_session=True,
+            )
+        return Started(process, out, err)
 
     def wait(self, started: Started) -> Ended:
-        code = self.zygote.ask(wait=started.pid, seconds=PATIENCE_SECONDS)["code"]
+        code: int | None
+        try:
+            code = started.process.wait(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(started.pid, signal.SIGKILL)
+            started.process.wait()
+            code = None
         ended = Ended(code, started.out.read_text(), started.err.read_text())
         self.ended.append(ended)
         return ended
@@ -114,7 +96,7 @@ class Place:
 
     def run_ranks(self, count: int, script: str, *arguments: str, **variables: str) -> list[Ended]:
         """Start a script as torchrun does, `count` ranks of it, and wait for all."""
-        store = self.zygote.ask(store=True)
+        store = warm.server().ask(store=True)
         started = [
             self.start(
                 script,
@@ -135,7 +117,6 @@ class Place:
             return [self.wait(item) for item in started]
         finally:
             os.kill(store["pid"], signal.SIGKILL)
-            self.zygote.ask(wait=store["pid"], seconds=5)
 
     def live(self, script: str, *arguments: str, nasty: Sequence[str] = (), ranks: int = 1, **variables: str) -> int:
         """Start the same command again and again until it finishes; the number of lives.
@@ -208,11 +189,10 @@ def assert_same(whole: Place, torn: Place) -> None:
 class Stage:
     """What a test gets: places for runs."""
 
-    zygote: Zygote
     folder: Path
 
     def place(self, name: str) -> Place:
-        return Place(self.zygote, self.folder / name)
+        return Place(self.folder / name)
 
     def compare(
         self, script: str, *arguments: str, nasty: Sequence[str], ranks: int = 1, save_every: str = "", **more: str
@@ -226,12 +206,3 @@ class Stage:
         assert lives > 1, f"{script} was not interrupted by {nasty}"
         assert_same(whole, torn)
         return whole, torn
-
-
-@contextlib.contextmanager
-def zygote() -> Iterator[Zygote]:
-    made = Zygote()
-    try:
-        yield made
-    finally:
-        made.close()

@@ -11,13 +11,12 @@ from click.testing import CliRunner, Result
 
 from autoresume.cli import cli
 from autoresume.restore.diff import compare
-from tests.real_scripts import harness
 from tests.real_scripts.harness import Place
 
 
 @pytest.fixture(scope="module")
-def run(zygote: harness.Zygote, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = Place(zygote, tmp_path_factory.mktemp("base"))
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = Place(tmp_path_factory.mktemp("base"))
     assert place.run("modes.py").code == 0
     return place.run_folder
 

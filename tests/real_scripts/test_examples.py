@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests import warm
 from tests.real_scripts.harness import INTERRUPTED, Place, Stage, environment, read_metrics
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -120,13 +121,13 @@ def same(whole: Place, torn: Place) -> None:
 class Command:
     """A command as a user types it, in a place's folder."""
 
-    def __init__(self, folder: Path, *command: str, **variables: str) -> None:
+    def __init__(self, folder: Path, *command: str, cold: bool = False, **variables: str) -> None:
         folder.mkdir(exist_ok=True)
         self.folder = folder
         self.log = open(folder / "log", "ab")
-        self.process = subprocess.Popen(
-            [sys.executable, *command], cwd=folder, env=environment(**variables), stdout=self.log, stderr=self.log
-        )
+        start = subprocess.Popen if cold else warm.Popen
+        words = [sys.executable, *command]
+        self.process = start(words, cwd=folder, env=environment(**variables), stdout=self.log, stderr=self.log)
 
     def alive(self) -> bool:
         return self.process.poll() is None
@@ -162,7 +163,7 @@ def test_interrupted_command(stage: Stage) -> None:
     torn.folder.mkdir()
 
     def start() -> Command:
-        return Command(torn.folder, script, AUTORESUME_SAVE_EVERY="100")
+        return Command(torn.folder, script, cold=True, AUTORESUME_SAVE_EVERY="100")
 
     first = start()
     interrupt_at(torn.folder, 500, first.terminate, first.alive)

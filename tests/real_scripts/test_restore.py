@@ -12,16 +12,15 @@ from click.testing import CliRunner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from autoresume.cli import cli
-from tests.real_scripts import harness
 from tests.real_scripts.harness import INTERRUPTED, Place, Stage
 
 STEPS = 16  # 2 epochs of 8
 
 
 @pytest.fixture(scope="module")
-def base(zygote: harness.Zygote, tmp_path_factory: pytest.TempPathFactory) -> Place:
+def base(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A run that came to its end: checkpoints after steps 4, 8, 12 and 16, the metric val lowest at step 10."""
-    place = Place(zygote, tmp_path_factory.mktemp("base"))
+    place = Place(tmp_path_factory.mktemp("base"))
     ended = place.run("modes.py", "--tag", "6:half")
     assert ended.code == 0, ended.err
     return place

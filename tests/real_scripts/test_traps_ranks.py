@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
 
+from tests import warm
 from tests.real_scripts.harness import SCRIPTS, Stage, assert_same, environment
 
 
@@ -110,7 +110,7 @@ def test_uneven_inputs_with_the_daemon(stage: Stage) -> None:
     torn.folder.mkdir()
     command = [sys.executable, "-m", "autoresume", "run", "--nproc", "2", str(SCRIPTS / "uneven.py"), "40"]
     variables = environment(NASTY="TERM@9@1", WAIT="1", AUTORESUME_MEMORY=str(torn.folder))
-    done = subprocess.run(command, cwd=torn.folder, env=variables, capture_output=True, text=True)
+    done = warm.run(command, cwd=torn.folder, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert_same(whole, torn)
     records = torn.incarnations()

@@ -92,7 +92,7 @@ def test_pickle_only_where_asked_for(stage: Stage) -> None:
     assert "state of environment" in told(place)
     assert place.run("errors.py", "pickled").code == 0
     assert [values["steps"] for values in place.metrics.values()] == [0, 2, 6, 12]
-    other = Place(stage.zygote, stage.folder / "other")
+    other = Place(stage.folder / "other")
     assert other.run("errors.py", "stateful", NASTY="TERM@2").code == INTERRUPTED
     assert "'environment' was stored without pickle" in told(other, "pickled")
 

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests import warm
+
 SCRIPT = """
 import os, signal
 from autoresume import Run, autoresume
@@ -21,7 +23,7 @@ main()
 
 
 def train(folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "train.py"], cwd=folder, capture_output=True, text=True, timeout=100)
+    return warm.run([sys.executable, "train.py"], cwd=folder, capture_output=True, text=True, timeout=100)
 
 
 def test_another_script_than_in_the_last_life_is_told(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
+
 DIES = """
 import os, signal, time
 import autoresume
@@ -49,7 +51,7 @@ run.close("ended", "enough was seen")
 def train(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
     (folder / "train.py").write_text(script)
     environment = {**os.environ, "AUTORESUME_RUN_DIR": str(folder / "run"), "AUTORESUME_MEMORY": str(folder)}
-    return subprocess.run([sys.executable, "train.py"], cwd=folder, env=environment, capture_output=True, text=True)
+    return warm.run([sys.executable, "train.py"], cwd=folder, env=environment, capture_output=True, text=True)
 
 
 def test_the_lives_before_decide_how_often_is_saved(tmp_path: Path) -> None:

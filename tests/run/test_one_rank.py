@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests import warm
 
 SCRIPT = """
 import torch
@@ -34,6 +35,6 @@ def test_ddp_with_one_rank(launcher: list[str], tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(SCRIPT)
     environment = {**os.environ, "AUTORESUME_RUN_DIR": str(tmp_path / "run")}
     command = [sys.executable, *launcher, str(tmp_path / "train.py")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    done = warm.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert "is finished after step 4" in done.stderr

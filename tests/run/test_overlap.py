@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file
+
+from tests import warm
 
 SCRIPT = """
 import sys
@@ -67,9 +68,7 @@ def test_what_a_script_does_after_its_loop(loop: str, zero: bool, tmp_path: Path
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
     environment = {**os.environ, "AUTORESUME_RUN_DIR": str(tmp_path / "run")}
-    done = subprocess.run(
-        [sys.executable, str(script), loop], env=environment, capture_output=True, text=True, timeout=120
-    )
+    done = warm.run([sys.executable, str(script), loop], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "is finished after step 5" in done.stderr
     assert ("is given up" in done.stderr) == zero

@@ -1,11 +1,12 @@
 """A script's own files beside its state."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests import warm
 
 SCRIPT = """
 import os, signal, sys
@@ -36,10 +37,10 @@ def test_side_files_are_never_newer_than_the_state(daemon: bool, tmp_path: Path)
     script.write_text(SCRIPT)
     environment = {**os.environ, "AUTORESUME_RUN_DIR": str(tmp_path / "run"), "AUTORESUME_MEMORY": str(tmp_path)}
     command = [sys.executable, *(["-m", "autoresume", "run"] if daemon else []), str(script)]
-    first = subprocess.run(command, env={**environment, "DIE": "9"}, capture_output=True, text=True)
+    first = warm.run(command, env={**environment, "DIE": "9"}, capture_output=True, text=True)
     if not daemon:
         assert first.returncode == -9
-        first = subprocess.run(command, env=environment, capture_output=True, text=True)
+        first = warm.run(command, env=environment, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
     began, seen = first.stdout.splitlines()[-2].split(maxsplit=1)
     before = max((step for step in (2, 5, 8) if step < int(began)), default=None)

@@ -18,6 +18,7 @@ import pytest
 
 from autoresume.base import spans
 from autoresume.run.tracing import merge
+from tests import warm
 
 SCRIPT = """
 import os
@@ -53,7 +54,7 @@ def test_each_life_is_a_worker_in_tensorboard(tmp_path: Path) -> None:
     script.write_text(SCRIPT)
     environment = {**os.environ, "AUTORESUME_RUN_DIR": str(tmp_path / "run"), "AUTORESUME_MEMORY": str(tmp_path)}
     command = [sys.executable, "-m", "autoresume", "run", "--nproc", "1", str(script)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    done = warm.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     files = sorted((tmp_path / "run" / "traces").iterdir())
     assert [re.sub(r"\.\d+\..*", "", path.name) for path in files] == ["life-0001-rank-00000", "life-0002-rank-00000"]

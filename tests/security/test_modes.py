@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import warm
 from tests.drill.quick import SCRIPTS
-from tests.real_scripts.harness import Place, Zygote, environment
+from tests.real_scripts.harness import Place, environment
 
 TRAINER = str(SCRIPTS / "trainer.py")
 WATCHED = """
@@ -44,10 +44,7 @@ def test_what_is_in_memory_is_the_user_s_alone(tmp_path: Path) -> None:
     memory.mkdir(mode=0o777)
     env = environment(AUTORESUME_MEMORY=str(memory), AUTORESUME_RUN_DIR=str(tmp_path / "run"))
     command = [sys.executable, "-m", "autoresume", "run", "--once", str(script)]
-    done = subprocess.run(
-        ["sh", "-c", 'umask 000; exec "$@"', "sh", *command],
-        env=env, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    done = warm.run(command, env=env, capture_output=True, text=True, timeout=120, check=False, umask=0)
     assert done.returncode == 0, done.stderr
     modes = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("MODE")]
     assert {"fence"} <= {name for _, name in modes}
@@ -60,19 +57,15 @@ def test_what_is_in_memory_is_the_user_s_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("umask", [0o077, 0o027, 0o002])
-def test_the_run_directory_honours_the_umask(zygote: Zygote, tmp_path: Path, umask: int) -> None:
+def test_the_run_directory_honours_the_umask(tmp_path: Path, umask: int) -> None:
     """A group that shares its runs can read, or write, all of one; by 077 nobody else can."""
-    place = Place(zygote, tmp_path / "run")
+    place = Place(tmp_path / "run")
     place.folder.mkdir()
     before = os.umask(umask)
     try:
-        mine = Zygote()
+        ended = place.run(TRAINER, "none", AUTORESUME_LOGGERS="csv")
     finally:
         os.umask(before)
-    try:
-        ended = Place(mine, place.folder).run(TRAINER, "none", AUTORESUME_LOGGERS="csv")
-    finally:
-        mine.close()
     assert ended.code == 0, ended.err
     paths = [place.run_folder, *place.run_folder.rglob("*")]
     assert len(paths) > 10
@@ -91,7 +84,7 @@ def test_a_foreign_folder_in_memory_is_refused(tmp_path: Path) -> None:
     (memory / f"autoresume-{os.getuid()}").symlink_to(elsewhere)
     env = environment(AUTORESUME_MEMORY=str(memory), AUTORESUME_RUN_DIR=str(tmp_path / "run"))
     command = [sys.executable, "-m", "autoresume", "run", "--once", str(script)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    done = warm.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode != 0
     assert "autoresume-" in done.stderr
     assert "Traceback" not in done.stderr

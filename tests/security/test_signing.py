@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import warm
 from tests.drill.quick import SCRIPTS
-from tests.real_scripts.harness import Ended, Place, Zygote, environment
+from tests.real_scripts.harness import Ended, Place, environment
 
 TRAINER = str(SCRIPTS / "trainer.py")
 
@@ -38,9 +38,9 @@ def stopped(place: Place, key: Path | None) -> Path:
     return place.run_folder / "checkpoints"
 
 
-def test_a_signed_run_goes_on(zygote: Zygote, tmp_path: Path, key: Path) -> None:
+def test_a_signed_run_goes_on(tmp_path: Path, key: Path) -> None:
     """With the same key, and to the same end as a run without any: the same metrics."""
-    signed, plain = Place(zygote, tmp_path / "signed"), Place(zygote, tmp_path / "plain")
+    signed, plain = Place(tmp_path / "signed"), Place(tmp_path / "plain")
     stopped(signed, key)
     ended = train(signed, key)
     assert (ended.code, "goes on after step" in ended.err) == (0, True), ended.err
@@ -49,8 +49,8 @@ def test_a_signed_run_goes_on(zygote: Zygote, tmp_path: Path, key: Path) -> None
     assert values[0] == values[1]
     verify = [sys.executable, "-m", "autoresume", "verify", str(signed.run_folder)]
     with_key = environment(AUTORESUME_SIGNING_KEY=str(key))
-    assert subprocess.run(verify, env=with_key, capture_output=True, timeout=60).returncode == 0
-    without = subprocess.run(verify, env=environment(), capture_output=True, text=True, timeout=60)
+    assert warm.run(verify, env=with_key, capture_output=True, timeout=60).returncode == 0
+    without = warm.run(verify, env=environment(), capture_output=True, text=True, timeout=60)
     assert without.returncode == 1
     assert "signed with a key (AUTORESUME_SIGNING_KEY)" in without.stdout.replace("\n", " ")
 
@@ -64,11 +64,11 @@ def test_a_signed_run_goes_on(zygote: Zygote, tmp_path: Path, key: Path) -> None
     ],
 )
 def test_what_others_wrote_is_not_restored(
-    zygote: Zygote, tmp_path: Path, key: Path, written: str | None, read: str | None, said: str
+    tmp_path: Path, key: Path, written: str | None, read: str | None, said: str
 ) -> None:
     """Checkpoints that are whole, and not signed with our key: nothing starts, from scratch neither, and nothing is lost."""
     keys = {"this": key, "other": key_file(tmp_path / "other", "f" * 32), None: None}
-    place = Place(zygote, tmp_path / "run")
+    place = Place(tmp_path / "run")
     checkpoints = stopped(place, keys[written])
     there = sorted(os.listdir(checkpoints))
     ended = train(place, keys[read])
@@ -78,10 +78,10 @@ def test_what_others_wrote_is_not_restored(
     assert sorted(os.listdir(checkpoints)) == there
 
 
-def test_what_was_changed_is_noticed(zygote: Zygote, tmp_path: Path, key: Path) -> None:
+def test_what_was_changed_is_noticed(tmp_path: Path, key: Path) -> None:
     """One bit of the newest checkpoint, of each kind of file: it is put aside, and the run goes on from the one before."""
     for pattern in ("shards/*", "parts/*", "manifest.json"):
-        place = Place(zygote, tmp_path / pattern[:5])
+        place = Place(tmp_path / pattern[:5])
         newest = max(stopped(place, key).glob("E*"), key=lambda path: int(path.name.split("_U")[1].split("_")[0]))
         (file,) = newest.glob(pattern)
         content = bytearray(file.read_bytes())
@@ -102,12 +102,12 @@ def test_what_was_changed_is_noticed(zygote: Zygote, tmp_path: Path, key: Path) 
         (None, 0o600, "can't be read"),
     ],
 )
-def test_a_key_that_is_none(zygote: Zygote, tmp_path: Path, text: str | None, mode: int, said: str) -> None:
+def test_a_key_that_is_none(tmp_path: Path, text: str | None, mode: int, said: str) -> None:
     """One that others can read, that is too short or long, or is not there: a clear word before anything begins."""
     path = tmp_path / "key"
     if text is not None:
         key_file(path, text, mode)
-    place = Place(zygote, tmp_path / "run")
+    place = Place(tmp_path / "run")
     ended = train(place, path)
     assert ended.code == 1
     assert said in ended.err

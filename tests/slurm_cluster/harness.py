@@ -81,10 +81,15 @@ def must_be_up(cluster: Cluster, *options: str) -> str:
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, complaint: Callable[[], str]) -> None:
+    """Look again and again. A look that asks Slurm takes time itself: there are longer pauses between those."""
     deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {complaint()}"
-        time.sleep(0.05)
+    while True:
+        began = time.monotonic()
+        if condition():
+            return
+        now = time.monotonic()
+        assert now < deadline, f"not within {seconds} s: {complaint()}"
+        time.sleep(min(1.0, max(0.05, 5 * (now - began))))
 
 
 def text_of(path: Path) -> str:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from tests import warm
 from tests.slurm_cluster.harness import Cluster, wait_until
 
 HERE = Path(__file__).parent
@@ -39,8 +39,11 @@ class Job:
         assert not check or done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
         return done.stdout + done.stderr
 
-    def submit(self, *options: str, hold: int = 12, script: Path = SCRIPT, **variables: str) -> Job:
+    def submit(self, *options: str, hold: int = 12, script: Path = SCRIPT, cold: bool = False, **variables: str) -> Job:
+        """Ranks are forked from their launcher; if it is to be `cold`, they are started as anybody's are."""
         variables = {"HOLD": str(hold), "OMP_NUM_THREADS": "1", **variables}
+        if not cold and self.prefix == (sys.executable,):
+            variables["PYTHONPATH"] = warm.SITE
         env = [f"--env={name}={value}" for name, value in variables.items()]
         said = self.cli("sbatch", "--json", f"--run-dir={self.run}", *options, *env, str(script))
         self.id = json.loads(said.splitlines()[0])["job"]
@@ -173,7 +176,7 @@ def reference(folder: Path, ranks: int) -> None:
     if ranks > 1:
         launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--rdzv-backend=c10d",
                   "--rdzv-endpoint=localhost:0", str(SCRIPT)]  # fmt: skip
-    done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=200, cwd=folder)
+    done = warm.run(launch, env=environment, capture_output=True, text=True, timeout=200, cwd=folder)
     assert done.returncode == 0, done.stderr
 
 

@@ -42,7 +42,7 @@ def test_requeued_by_hand(job: Job, calm: Callable[[int], Path]) -> None:
 
 def test_a_killed_rank(job: Job, calm: Callable[[int], Path]) -> None:
     """A rank that is killed on one node is started again in the same job, with all others, from the last checkpoint."""
-    job.submit(*TWO, ACCIDENT="kill").until_finished()
+    job.submit(*TWO, cold=True, ACCIDENT="kill").until_finished()
     assert job.causes() == ["killed", "finished"]
     first, second = job.lives()
     assert job.until_over() == "COMPLETED"

@@ -24,8 +24,7 @@ from autoresume.drill.driver import Life, Plan
 from autoresume.drill.record import Trajectory
 from autoresume.drill.schedule import Interruption
 from autoresume.storage.local import LocalStorage
-from tests.drill.quick import Quick, quick_run
-from tests.real_scripts import harness
+from tests.drill.quick import Quick
 
 SOURCES = Path(__file__).parents[2] / "autoresume"
 STORAGE = ["storage.write.before_sync", "storage.write.before_rename", "storage.write.before_folder_sync"]
@@ -64,19 +63,18 @@ def test_the_matrix_has_every_failpoint() -> None:
 
 
 @pytest.fixture(scope="module")
-def calm(zygote: harness.Zygote, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trajectory, Path]:
+def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trajectory, Path]:
     """What the training does undisturbed; and the folder of one that was stopped after four steps."""
     folder = tmp_path_factory.mktemp("calm")
-    whole = quick_run(zygote, Plan("trainer.py", ["none"], folder, save_every="1 steps"), "whole")
+    whole = Quick(Plan("trainer.py", ["none"], folder, save_every="1 steps"), "whole")
     whole.life()
-    torn = quick_run(zygote, Plan("trainer.py", ["none"], folder, save_every="1 steps"), "torn")
+    torn = Quick(Plan("trainer.py", ["none"], folder, save_every="1 steps"), "torn")
     torn.life(Interruption("term", "step", 4))
     return whole.trajectory, torn.folder
 
 
 @pytest.mark.parametrize(("point", "fault"), combinations(), ids=lambda value: str(value))
 def test_a_fault(
-    zygote: harness.Zygote,
     tmp_path: Path,
     calm: tuple[Trajectory, Path],
     point: str,
@@ -88,7 +86,7 @@ def test_a_fault(
     reference, stopped = calm
     shutil.copytree(stopped, tmp_path / "torn")
     plan = Plan("trainer.py", ["none"], tmp_path, save_every="1 steps")
-    run = quick_run(zygote, plan, "torn")
+    run = Quick(plan, "torn")
     run.lives.append(Life(1, None, 75, True, 4, 0, None, 0.0))
     committed = newest_step(LocalStorage(run.run_folder))
     assert committed == 4

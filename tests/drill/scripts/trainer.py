@@ -81,7 +81,7 @@ def main(run: Run) -> None:
     words = {"alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta"}
     scale = 1.0
     if MISTAKE == "set-order":
-        scale = 1.0 + list(words).index("gamma") + 0.1 * list(words).index("zeta")
+        scale = 1.0 + sum(sorted(words).index(word) / 10**place for place, word in enumerate(words))
     if MISTAKE == "time-shuffle":
         scale = random.random()
     wrapped = nn.parallel.DistributedDataParallel(model) if several else model

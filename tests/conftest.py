@@ -9,8 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import cost, warm
+
+# Of Hypothesis on a machine that is shared, in each room and in whichever order they are collected.
+settings.register_profile("shared", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 
 _tests: Counter[str] = Counter()
 """What this process's tests cost, in CPU-seconds."""

@@ -136,7 +136,7 @@ def mlflow_server(tmp_path: Path) -> Iterator[Callable[[], str]]:
                 command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
         )
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while True:
             try:
                 with urllib.request.urlopen(f"{uri}/health", timeout=5):
@@ -151,6 +151,7 @@ def mlflow_server(tmp_path: Path) -> Iterator[Callable[[], str]]:
         toggle()
 
 
+@pytest.mark.timeout(900)
 def test_a_server_that_is_down_meanwhile(mlflow_server: Callable[[], str], stage: Stage) -> None:
     """A run that began while the server was up comes to its end while it is down: training never waits for it, what was
     not given is said, and `autoresume publish` gives it; a second time nothing is given twice."""

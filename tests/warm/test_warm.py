@@ -68,7 +68,10 @@ ENDS = {
     "with an error": ("def f():\n    raise ValueError('x')\nf()", 1),
     "killed": ("import os; os.kill(os.getpid(), 9)", -signal.SIGKILL),
     "terminated": ("import os; os.kill(os.getpid(), 15)", -signal.SIGTERM),
-    "interrupted": ("import os, time; os.kill(os.getpid(), 2); time.sleep(9)", -signal.SIGINT),
+    "interrupted": (
+        "import os, signal, time\nsignal.signal(2, signal.default_int_handler)\nos.kill(os.getpid(), 2); time.sleep(9)",
+        -signal.SIGINT,
+    ),
     "after its threads": ("import threading, time\nthreading.Timer(0.1, print, ['last']).start()\nprint('first')", 0),
     "with what is registered": ("import atexit; atexit.register(print, 'bye'); print('hello')", 0),
     "in a syntax error": ("x = = 3", 1),

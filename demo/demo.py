@@ -219,7 +219,9 @@ def _import_seconds() -> float:
     began = time.monotonic()
     found = subprocess.run([sys.executable, "-c", "import torch.distributed.run"], capture_output=True, check=False)
     if found.returncode != 0:
-        said = found.stderr.decode(errors="replace").strip().splitlines() or ["nothing was said"]
+        said = found.stderr.decode(errors="replace").strip().splitlines() or [
+            f"exit code {found.returncode}, and nothing was said"
+        ]
         raise Failed(f"torch can't be imported by {sys.executable}: {said[-1]}")
     return time.monotonic() - began
 

@@ -14,22 +14,25 @@ from pathlib import Path
 
 from autoresume.base.failpoints import failpoint
 
-_DIRECT_ALIGNMENT = 4096
-
-_DIRECT_BLOCK = 8 * 1024 * 1024
-
-DIRECT_FROM = 4 * 1024 * 1024
+BLOCK = 8 * 1024 * 1024
+_ALIGNMENT = 4096
+_DIRECT_FROM = 4 * 1024 * 1024
 """Below this a buffered write is as fast."""
-
 _NO_DIRECT = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
+def write(path: Path, descriptor: int, view: memoryview) -> None:
+    """Write all of `view` to the file at `path`, which `descriptor` is open on. Raises OSError."""
+    if len(view) < _DIRECT_FROM or not _write_direct(path, descriptor, view):
+        write_buffered(descriptor, view)
+
+
 def write_buffered(descriptor: int, view: memoryview) -> None:
-    for begin in range(0, len(view), _DIRECT_BLOCK):
-        _write_at(descriptor, view[begin : begin + _DIRECT_BLOCK], begin)
+    for begin in range(0, len(view), BLOCK):
+        _write_at(descriptor, view[begin : begin + BLOCK], begin)
 
 
-def write_direct(path: Path, descriptor: int, view: memoryview) -> bool:
+def _write_direct(path: Path, descriptor: int, view: memoryview) -> bool:
     """Write all of `view` past the page cache; False where the file system refuses, nothing lost then."""
     try:
         direct = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
@@ -43,8 +46,8 @@ def write_direct(path: Path, descriptor: int, view: memoryview) -> bool:
         except OSError as error:
             if error.errno not in _NO_DIRECT:
                 raise
-        whole = len(view) - len(view) % _DIRECT_ALIGNMENT
-        blocks = _DirectBlocks(direct, descriptor, view, range(0, whole, _DIRECT_BLOCK), whole)
+        whole = len(view) - len(view) % _ALIGNMENT
+        blocks = _DirectBlocks(direct, descriptor, view, range(0, whole, BLOCK), whole)
         try:
             if whole:
                 blocks.write(0)
@@ -69,7 +72,7 @@ class _DirectBlocks:
     def __init__(self, direct: int, buffered: int, view: memoryview, begins: range, end: int) -> None:
         self._direct, self._buffered, self._view, self._end = direct, buffered, view, end
         self._left = deque(begins[1:])
-        self._aligned = _address(view) % _DIRECT_ALIGNMENT == 0
+        self._aligned = _address(view) % _ALIGNMENT == 0
 
     def write_all(self) -> None:
         """Take what is left, block by block; if one fails the others are left alone. Raises OSError."""
@@ -85,7 +88,7 @@ class _DirectBlocks:
                 raise
 
     def write(self, begin: int) -> None:
-        block = self._view[begin : min(begin + _DIRECT_BLOCK, self._end)]
+        block = self._view[begin : min(begin + BLOCK, self._end)]
         if not self._aligned:
             # The kernel wants aligned memory; a view of a mapped arena is aligned, anything else goes through this.
             window = memoryview(mmap.mmap(-1, len(block)))

@@ -21,7 +21,7 @@ from typing import BinaryIO
 from autoresume.base.failpoints import failpoint
 from autoresume.format import names
 from autoresume.format.names import is_inside, temporary
-from autoresume.storage.direct import _DIRECT_BLOCK, DIRECT_FROM, write_buffered, write_direct
+from autoresume.storage import direct
 from autoresume.storage.reading import OpenFile
 
 _NO_LINK = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
@@ -141,7 +141,7 @@ class LocalStorage:
             if not or_copy or error.errno not in _NO_LINK | {errno.EXDEV}:
                 raise
             with open(source, "rb") as file, self._temporary_file(temp) as copy:
-                shutil.copyfileobj(file, copy, _DIRECT_BLOCK)
+                shutil.copyfileobj(file, copy, direct.BLOCK)
         _rename(temp, target)
         temp.unlink(missing_ok=True)  # renaming a file to another name of itself leaves both
         self._sync_folder(target.parent)
@@ -254,8 +254,7 @@ class LocalStorage:
         descriptor = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
             view = memoryview(data).cast("B")
-            if len(view) < DIRECT_FROM or not write_direct(temp, descriptor, view):
-                write_buffered(descriptor, view)
+            direct.write(temp, descriptor, view)
             failpoint("storage.write.before_sync")
             self._sync_file(descriptor, temp)
         except BaseException:
@@ -272,7 +271,7 @@ class LocalStorage:
         except FileExistsError:
             return False
         try:
-            write_buffered(descriptor, memoryview(data))
+            direct.write_buffered(descriptor, memoryview(data))
             self._sync_file(descriptor, path)
         finally:
             os.close(descriptor)

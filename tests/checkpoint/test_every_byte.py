@@ -17,7 +17,7 @@ from autoresume.checkpoint.discover import judge
 from autoresume.checkpoint.verify import verify
 from autoresume.errors import CheckpointInvalid
 from autoresume.format.names import CheckpointName
-from autoresume.load.read_checkpoint import _read
+from autoresume.load.read_checkpoint import read_without_ranks
 from autoresume.storage import LocalStorage
 from tests.checkpoint.two_ranks import MIDDLE, NEWEST, OLD, RUN_ID, assert_is, restore, write
 from tests.storage.forgetful import UnsyncedStorage
@@ -52,7 +52,7 @@ def noticed_by_reading(storage: LocalStorage, name: CheckpointName) -> str | Non
         return judged.problem
     for rank in range(2):
         try:
-            _read(storage, judged.manifest, rank, {})
+            read_without_ranks(storage, judged.manifest, rank=rank)
         except CheckpointInvalid as error:
             return str(error)
     return None

@@ -29,7 +29,7 @@ from autoresume.format import names, tree
 from autoresume.format.digest import digest
 from autoresume.format.manifest import Manifest
 from autoresume.format.part import Part
-from autoresume.load.read_checkpoint import _read
+from autoresume.load.read_checkpoint import read_without_ranks
 from autoresume.run.run_file import RunFile
 from autoresume.state.decode import decode, tensor_keys
 from tests.checkpoint.two_ranks import NEWEST, RUN_ID, write
@@ -199,7 +199,7 @@ def read_all(storage: WatchedStorage) -> None:
     if judged.problem is None and judged.manifest is not None:
         for rank in range(2):
             with contextlib.suppress(CheckpointInvalid):
-                _read(storage, judged.manifest, rank, {})
+                read_without_ranks(storage, judged.manifest, rank=rank)
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +278,7 @@ def test_shapes_that_claim_much(
     if said.problem is None:
         assert said.manifest is not None
         with pytest.raises(CheckpointInvalid, match="model/w"):
-            _read(storage, said.manifest, 0, {})
+            read_without_ranks(storage, said.manifest)
 
 
 # -- records of lives ---------------------------------------------------------------------------------------

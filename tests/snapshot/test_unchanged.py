@@ -267,8 +267,8 @@ def test_what_may_be_written_at_any_time_is_not_copied_late(tmp_path: Path) -> N
     saved, seen = training.saver, training.model.seen
     assert isinstance(seen, torch.Tensor)
     assert "model/seen" in saved.unchanged.names
-    assert seen.data_ptr() not in saved._late
-    assert training.model[0].weight.data_ptr() in saved._late
+    assert seen.data_ptr() not in saved._optimizers._late
+    assert training.model[0].weight.data_ptr() in saved._optimizers._late
     saved.close()
 
 

@@ -21,7 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoresume.format import names
-from autoresume.storage import LocalStorage, local
+from autoresume.storage import LocalStorage
+from autoresume.storage import direct as direct_writes
 from tests.storage.forgetful import STRICT, VARIANTS, ForgetfulStorage, UnsyncedStorage
 
 PAGE = 4096
@@ -78,8 +79,8 @@ def test_large_files(storage: LocalStorage, size: int, kind: str) -> None:
 def small_limits(direct_from: int) -> Iterator[None]:
     """Blocks of 4 pages, so that all borders can be tried; direct writing from `direct_from` bytes on."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local, "_DIRECT_BLOCK", BLOCK)
-        patch.setattr(local, "_DIRECT_FROM", direct_from)
+        patch.setattr(direct_writes, "BLOCK", BLOCK)
+        patch.setattr(direct_writes, "_DIRECT_FROM", direct_from)
         yield
 
 

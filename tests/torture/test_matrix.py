@@ -56,7 +56,7 @@ def combinations() -> list[tuple[str, str]]:
 
 def test_the_matrix_has_every_failpoint() -> None:
     """One that is added to the sources is added here; and the part that the suite tries has each point and each fault."""
-    there = {name for path in SOURCES.rglob("*.py") for name in re.findall(r'reach\("([^"]+)"\)', path.read_text())}
+    there = {name for path in SOURCES.rglob("*.py") for name in re.findall(r'failpoint\("([^"]+)"\)', path.read_text())}
     assert there == {*STORAGE, *READING, *OTHERS, *ELSEWHERE}
     assert {point for point, _ in combinations()} == {*STORAGE, *READING, *OTHERS}
     assert {fault for _, fault in combinations()} == {*ALONE}

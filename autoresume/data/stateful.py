@@ -74,12 +74,14 @@ class StatefulRunLoader:
     def _pass(self) -> _StatefulPass:
         self._turn.begin()
         if self._empty:
-            return _StatefulPass(self, iter(()))
-        if self._stepped is not None:
-            self.loader.load_state_dict(self._stepped.batches.state_dict())
-        elif self._restored is not None:
-            self.loader.load_state_dict(self._restored)
-        return _StatefulPass(self, iter(self.loader))
+            return _StatefulPass(self, iter(()), 0)
+        state = self._position()
+        if state is not None:
+            self.loader.load_state_dict(state)
+        return _StatefulPass(self, iter(self.loader), _count(state) if state is not None else 0)
+
+    def _position(self) -> dict[str, Any] | None:
+        return self._stepped.state() if self._stepped is not None else self._restored
 
     def commit(self) -> int:
         # A loop holds its iterator; one that was dropped (a look, an evaluation that stopped early) is gone.
@@ -91,13 +93,10 @@ class StatefulRunLoader:
         return consumed
 
     def state_dict(self) -> dict[str, Any]:
-        state = self._restored
-        if self._stepped is not None and not self.over:
-            state = self._stepped.batches.state_dict()
         return {
             "kind": "stateful",
             "epoch": self.epoch,
-            "state": state,
+            "state": self._restored if self.over else self._position(),
             "over": self.over or self._empty,
             "turn": self._turn.begun,
             "driven": self.driven,
@@ -121,12 +120,20 @@ class StatefulRunLoader:
 class _StatefulPass:
     """From the position to the end of the stream. Moves its owner's position once a boundary came meanwhile."""
 
-    def __init__(self, owner: StatefulRunLoader, batches: Any) -> None:
+    def __init__(self, owner: StatefulRunLoader, batches: Any, start: int) -> None:
         self.owner = owner
         self.batches = batches
         self.unread = 0
         """Batches handed out since the last boundary."""
-        self._gave = False
+        self._start = start
+        """The batches of the stream before it."""
+        self._given = 0
+
+    def state(self) -> dict[str, Any]:
+        """torchdata's, with our count: torchdata counts batches twice that it had to skip at a restore, and the next
+        life would skip all of those."""
+        state = self.batches.state_dict()
+        return _with_count(state, self._start + self._given)
 
     def __iter__(self) -> _StatefulPass:
         return self
@@ -137,12 +144,25 @@ class _StatefulPass:
         try:
             batch = batch_observer.fetch(self.batches, note=True)
         except StopIteration:
-            nothing_left = owner._restored is not None and not self._gave
+            nothing_left = owner._restored is not None and not self._given
             if owner.driven or owner._empty or nothing_left or owner._stepped is self:
                 owner.over, owner._empty = True, False
             else:
                 owner._latest = None  # an evaluation, from end to end between two boundaries, moves nothing
             raise
-        self.unread, self._gave = self.unread + 1, True
+        self.unread, self._given = self.unread + 1, self._given + 1
         owner._latest = weakref.ref(self)
         return batch
+
+
+def _count(state: dict[str, Any]) -> int:
+    """How many batches torchdata's iterator had given: without workers it says so; with them, up to a moment before."""
+    if "_snapshot" not in state:
+        return int(state["_num_yielded"])
+    return int(state["_snapshot"]["_snapshot_step"] + state["_steps_since_snapshot"])
+
+
+def _with_count(state: dict[str, Any], count: int) -> dict[str, Any]:
+    if "_snapshot" not in state:
+        return {**state, "_num_yielded": count}
+    return {**state, "_snapshot": {**state["_snapshot"], "_snapshot_step": count - state["_steps_since_snapshot"]}}

@@ -103,6 +103,14 @@ def test_iterable_dataset_with_state(stage: Stage, workers: str) -> None:
     stage.compare("iterable.py", "stateful", workers, nasty=nasty, save_every="1")
 
 
+@pytest.mark.parametrize("workers", ["0", "1", "2"])
+def test_iterable_dataset_without_state(stage: Stage, workers: str) -> None:
+    """torchdata skips what was consumed. However often the run is interrupted within an epoch, it skips that, and not
+    what it skipped before once more."""
+    inside = ["TERM@2", "TERM@4", "TERM@7", "TERM@10"]
+    stage.compare("iterable.py", "plain", workers, nasty=inside, save_every="1")
+
+
 @pytest.mark.parametrize("kind", ["peek", "own-peek"])
 def test_iterable_dataset_and_a_look_at_it(stage: Stage, kind: str) -> None:
     """A look at the first batch of a stream does not take the restored position from the loop, neither from

@@ -1,5 +1,5 @@
 """Datasets without places. Arguments: kind ("stateful", "peek", "own-peek": in a loop of one's own, "foreign",
-"list", "evaluated": only evaluated on), workers."""
+"list", "plain": run.loader over one without state, "evaluated": only evaluated on), workers."""
 
 import sys
 
@@ -7,7 +7,7 @@ import nasty
 import torch
 from parts import Model, train_step
 from stream import Stream
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from autoresume import Run, autoresume
 
@@ -18,6 +18,15 @@ class Endless(IterableDataset):
     def __iter__(self):
         for number in range(14):
             yield torch.rand(4) + number
+
+
+class Rows(IterableDataset):
+    """No state, always the same; its workers share it."""
+
+    def __iter__(self):
+        worker = get_worker_info()
+        first, each = (worker.id, worker.num_workers) if worker else (0, 1)
+        return (torch.arange(4) / 4 + number for number in range(first, 30, each))
 
 
 class Fixed(IterableDataset):
@@ -35,6 +44,8 @@ def main(run: Run) -> None:
     fixed = run.loader(Fixed(), batch_size=4)
     if kind in ("stateful", "peek", "own-peek"):
         loader = run.loader(Stream(), batch_size=4, num_workers=workers)
+    elif kind == "plain":
+        loader = run.loader(Rows(), batch_size=4, num_workers=workers)
     elif kind == "foreign":
         loader = DataLoader(Endless(), batch_size=4, num_workers=workers)
     else:

@@ -77,7 +77,7 @@ def test_a_script_without_main(stage: Stage) -> None:
     assert (len(finished.incarnations()), finished.metrics) == (1, metrics)
 
 
-@pytest.mark.parametrize("kind", ["run", "batches", "held", "other", "before", "stateful"])
+@pytest.mark.parametrize("kind", ["run", "stream", "batches", "held", "other", "before", "stateful"])
 def test_a_signal_to_the_whole_process_group(stage: Stage, kind: str) -> None:
     """SIGTERM that reaches data workers as well, as a batch system sends it: workers live on until the boundary, whoever
     made their loader, before the run was opened or after, and no step is lost. Nobody is left behind and the exit does

@@ -31,6 +31,9 @@ class Tracked:
     def __init__(self, request: RestoreRequest, report: RestoreReport) -> None:
         self.objects: dict[str, Any] = {}
         self.promised: set[str] = set()
+        self._given: dict[str, Any] = {}
+        """What the script gave, wrappers and all. Held until the run is over: DDP that is freed in the moment after its
+        last backward pass, where a script's function returns, deadlocks or aborts now and then (torch 2.13, gloo)."""
         self._request = request
         self._report = report
         self._waiting: dict[str, Any] = {}
@@ -43,6 +46,7 @@ class Tracked:
             self.promised.add(name)
             value = value.value
         self.objects[name] = as_stateful(name, value)
+        self._given[name] = value
 
     @property
     def modules(self) -> dict[str, torch.nn.Module]:

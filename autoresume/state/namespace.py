@@ -34,7 +34,8 @@ class Namespace:
 
     def load_state_dict(self, state: dict[str, Any], tracked_memory: frozenset[int] = frozenset()) -> None:
         """What the script has put here already stays the same object, and gets the stored content, where it can: others
-        (an optimizer, a sampler) may hold it, too. Memory of tracked modules, by its addresses, has got its content."""
+        (an optimizer, a sampler) may hold it, too. A view of something else (a part of a data set) is left alone, as is
+        memory of tracked modules, by its addresses: that has got its content."""
         for name, value in state.items():
             self.__dict__[name] = _restored(self.__dict__.get(name), value, tracked_memory)
 
@@ -45,7 +46,7 @@ def _restored(there: Any, value: Any, tracked_memory: frozenset[int]) -> Any:
         GeneratorState(there).load_state_dict(GeneratorState(value).state_dict())
         return there
     if type(there) is type(value) is np.ndarray and (there.shape, there.dtype) == (value.shape, value.dtype):
-        if there.flags.writeable:
+        if _has_own_memory(there) and there.flags.writeable:
             there[...] = value
             return there
     elif isinstance(there, torch.Tensor) and isinstance(value, torch.Tensor) and _takes(there, value, tracked_memory):
@@ -67,11 +68,20 @@ def _restored(there: Any, value: Any, tracked_memory: frozenset[int]) -> Any:
 
 
 def _takes(there: torch.Tensor, value: torch.Tensor, tracked_memory: frozenset[int]) -> bool:
+    plain = type(there) in (torch.Tensor, torch.nn.Parameter) and there.layout is torch.strided
+    if not plain or there.is_meta or there.is_inference():
+        return False
+    storage = there.untyped_storage()
     return (
-        type(there) in (torch.Tensor, torch.nn.Parameter)
-        and there.layout is torch.strided
-        and (there.shape, there.dtype) == (value.shape, value.dtype)
-        and not (there.is_inference() or there.is_meta)
-        and 0 not in [stride for stride, size in zip(there.stride(), there.shape) if size > 1]
-        and there.untyped_storage().data_ptr() not in tracked_memory
+        (there.shape, there.dtype) == (value.shape, value.dtype)
+        # One that is trained is the script's own. What came from numpy may be a part of something, and doesn't tell.
+        and (storage.nbytes() >= there.nbytes if there.requires_grad else storage.nbytes() == there.nbytes)
+        and (there.requires_grad or storage.resizable())
+        and storage.data_ptr() not in tracked_memory
     )
+
+
+def _has_own_memory(array: np.ndarray[Any, Any]) -> bool:
+    """All of it: not a part of another one."""
+    memory = array if array.base is None else array.base
+    return isinstance(memory, np.ndarray) and memory.flags.owndata and memory.nbytes == array.nbytes

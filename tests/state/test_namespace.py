@@ -69,6 +69,37 @@ def test_memory_of_a_tracked_model_is_left_alone() -> None:
     assert all(value.eq(5.0).all() for value in state.best.values())
 
 
+def test_a_view_is_left_alone() -> None:
+    """A part of a data set that the script keeps as its first batch is the data set's memory: the stored batch goes
+    beside it, and not into the data."""
+    data, table = torch.zeros(4, 2), np.zeros((4, 2))
+    state = Namespace()
+    state.batch, state.rows, state.shared, state.wide = (
+        data[:2],
+        table[:2],
+        torch.from_numpy(table),
+        torch.zeros(1).expand(3),
+    )
+    state.load_state_dict({
+        "batch": torch.ones(2, 2), "rows": np.ones((2, 2)), "shared": torch.ones(4, 2).double(), "wide": torch.ones(3),
+    })  # fmt: skip
+    assert not data.any()
+    assert not table.any()
+    assert all(bool((value == 1).all()) for value in state.state_dict().values())
+
+
+def test_another_shape_of_the_same_memory_is_no_view_of_something_else() -> None:
+    """What was made and brought into its shape is the script's own; so is an image from numpy that is trained."""
+    state = Namespace()
+    state.table, state.order = torch.zeros(4).view(2, 2), np.zeros(4).reshape(2, 2)
+    state.image = torch.from_numpy(np.zeros(2)).requires_grad_()
+    held = state.state_dict()
+    state.load_state_dict({"table": torch.ones(2, 2), "order": np.ones((2, 2)), "image": torch.ones(2).double()})
+    for name, value in state.state_dict().items():
+        assert value is held[name]
+        assert bool((value == 1).all())
+
+
 def test_a_leaf_that_is_trained_stays_one() -> None:
     """It keeps its gradient's switch, and autograd notices nothing."""
     state = Namespace()

@@ -103,13 +103,14 @@ class Resources:
         def claim() -> dict[str, int]:
             return {"number": self.record.claim(self.run_id, ranks.world_size, process)}
 
-        self.number = int(ask_rank_0(ranks, claim if ranks.rank == 0 else None)["number"])
-        self.guard = incarnation.guard(self.storage, self.number)
-        sink, fence = self._make_sink()
+        number = int(ask_rank_0(ranks, claim if ranks.rank == 0 else None)["number"])
+        self.guard = incarnation.guard(self.storage, number)
+        sink, fence = self._make_sink(number)
         arena_folder = self.daemon.folder if self.daemon else None
         saver = Saver(self.run_id, ranks, sink, arena_folder, self._thread_sink, self._unchanged)
         self.saves = Saves(self.storage, ranks, saver, self.cadence, self.guard)
         self.orders = Orders(ranks, self.trap, self.cadence, self.saves, fence)
+        self.number = number  # from here on there is something to close
         if ranks.rank == 0:
             self.cadence.failure_seconds = self.record.failure_seconds()
             self._heartbeat = Heartbeat(self.storage, self.number, self.guard, self.orders)
@@ -117,12 +118,12 @@ class Resources:
     def _thread_sink(self) -> Sink:
         return ThreadSink(self.storage, self.options.retention, self.guard)
 
-    def _make_sink(self) -> tuple[Sink, RankFence | None]:
+    def _make_sink(self, number: int) -> tuple[Sink, RankFence | None]:
         """Who persists snapshots, and where orders come from."""
         daemon = self.daemon
         if daemon is None:
             return self._thread_sink(), None
-        daemon.report_incarnation(self.number)
+        daemon.report_incarnation(number)
         fence = RankFence(daemon.folder / "fence", daemon.slot, daemon.is_alive)
         sink = DaemonSink(daemon.mailbox, self.folder.absolute(), daemon.process, incarnation.process_lives)
         return sink, fence

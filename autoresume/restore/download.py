@@ -47,7 +47,7 @@ _EXTRAS = {
 
 
 def download_origin(origin: Origin, folder: Path) -> Origin:
-    """`origin` as it is, or, of a URL, what lies in `folder` now. Raises as `fetch`."""
+    """`origin` as it is, or, of a URL, what lies in `folder` now. Raises as `download`."""
     if origin.url is None:
         return origin
     path = download(origin.url, folder / names.SOURCES)

@@ -271,7 +271,7 @@ def metadata_of(path: Path) -> Any:
 
 
 def _member(kind: Any, name: Any) -> Any:
-    """What `getattr` may do here: Python 3.11.0 to 3.11.3 pickle the members of an enumeration by it."""
+    """What `getattr` may do here: some Pythons (seen: 3.11.2) pickle the members of an enumeration by it."""
     if not (isinstance(kind, type) and issubclass(kind, enum.Enum) and name in kind.__members__):
         raise pickle.UnpicklingError("builtins.getattr")
     return kind[name]

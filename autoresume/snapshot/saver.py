@@ -111,8 +111,8 @@ class Saver:
     ) -> SnapshotTaken:
         """Take a snapshot of `objects`, and hand it over to be persisted as `name`. Nothing is durable yet.
 
-        Unless it is `urgent` it may be handed over only later, while training goes on; `settle` waits for that.
-        `logged` may wait for a device, and is asked when that has been told what to copy: it goes on meanwhile.
+        Unless it is `urgent` it may be handed over only later, while training goes on; `finish_handover` waits for
+        that. `logged` may wait for a device, and is asked when that has been told what to copy: it goes on meanwhile.
         Raises StateError for state that can't be stored.
         """
         began = time.monotonic()

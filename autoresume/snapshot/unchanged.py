@@ -43,7 +43,7 @@ class Unchanged:
             self.names = names
 
     def start_comparing(self, step: int, image: memoryview, chunks: Sequence[Chunk], pool: ThreadPoolExecutor) -> None:
-        """At a snapshot, if it is one's turn. The image must stay as it is until `settle` has returned."""
+        """At a snapshot, if it is one's turn. The image must stay as it is until `finish_comparing` has returned."""
         if step == self._step:
             return  # everything is as it was
         self._step, turn, self._saves = step, self._saves % _EACH, self._saves + 1

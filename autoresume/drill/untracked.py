@@ -75,7 +75,7 @@ def _bytes(value: Any, depth: int) -> Iterator[bytes]:
             yield from _bytes(item, depth + 1)
     elif isinstance(value, (set, frozenset)):
         yield "".join(sorted(map(repr, value))).encode()
-    elif isinstance(value, (*GENERATOR_TYPES, np.random.RandomState)):
+    elif isinstance(value, GENERATOR_TYPES):
         yield from _bytes(state_of(value), depth + 1)
     elif isinstance(getattr(value, "__dict__", None), dict) and not callable(value) and depth < 8:
         yield type(value).__qualname__.encode()
@@ -187,7 +187,7 @@ def kind_of(value: Any) -> str | None:
         return "optimizer"
     if isinstance(value, (torch.optim.lr_scheduler.LRScheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)):
         return "scheduler"
-    if isinstance(value, (*GENERATOR_TYPES, np.random.RandomState)):
+    if isinstance(value, GENERATOR_TYPES):
         return "generator"
     return None
 

@@ -16,7 +16,7 @@ import torch
 
 log = logging.getLogger("autoresume")
 
-GENERATOR_TYPES = (torch.Generator, np.random.Generator, random.Random)
+GENERATOR_TYPES = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
 
 class GeneratorState:
@@ -30,6 +30,8 @@ class GeneratorState:
             return {"kind": "torch", "device": str(self.generator.device), "state": self.generator.get_state()}
         if isinstance(self.generator, np.random.Generator):
             return {"kind": "numpy", "state": dict(self.generator.bit_generator.state)}
+        if isinstance(self.generator, np.random.RandomState):
+            return {"kind": "numpy.RandomState", "state": dict(self.generator.get_state(legacy=False))}
         return {"kind": "python", "state": self.generator.getstate()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -37,6 +39,8 @@ class GeneratorState:
             _set(self.generator, state)
         elif isinstance(self.generator, np.random.Generator):
             self.generator.bit_generator.state = state["state"]
+        elif isinstance(self.generator, np.random.RandomState):
+            self.generator.set_state(state["state"])
         else:
             self.generator.setstate(state["state"])
 
@@ -71,6 +75,8 @@ def new_generator(state: dict[str, Any]) -> Any:
         if not (isinstance(bits, type) and issubclass(bits, np.random.BitGenerator)):
             raise ValueError(f"unknown bit generator {state['state']['bit_generator']!r}")
         made = np.random.Generator(bits())
+    elif state["kind"] == "numpy.RandomState":
+        made = np.random.RandomState()
     else:
         made = random.Random()  # noqa: S311
     GeneratorState(made).load_state_dict(state)

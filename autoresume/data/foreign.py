@@ -1,38 +1,39 @@
 """Loaders and iterables that were not made by `run.loader`, under `run.batches`.
 
-Law: nothing of the user's loader is changed. Its batches are counted; where it can seek by redrawing indices it does,
-and where it can't, that is said.
+Law: nothing of the user's loader is changed. Its batches are counted. A DataLoader goes on by drawing its indices
+again; another iterable with the DataLoaders that it takes its batches from, or else it is skipped through: that is
+said.
 """
 
 from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from torch.utils.data import DataLoader, IterableDataset, Sampler
+from torch.utils.data import DataLoader, IterableDataset
 
-from autoresume.data import batch_observer
+from autoresume.data import batch_observer, own_state
+from autoresume.data.following import Following
+from autoresume.data.loader_pass import LoaderPass, PassRecord
 from autoresume.data.resumable_loader import PassTurn
-from autoresume.data.worker_seeds import private_worker_seed
 from autoresume.errors import UsageError
 from autoresume.state import rng
-from autoresume.state.generator import GENERATOR_TYPES, GeneratorState
 
 log = logging.getLogger("autoresume")
 
 
 class ForeignLoader:
-    """Somebody else's loader or iterable, under `run.batches`: the position is counted, and found again.
-
-    A map-style DataLoader is rebuilt around its own sampler: the sampler draws the epoch's indices
-    again, from the generators as they were when the epoch began (its own included), and only indices are
-    skipped. Any other iterable is skipped through, with a warning, since nobody but it can seek.
-    """
+    """Somebody else's loader or iterable, under `run.batches`: the position is counted, and found again."""
 
     def __init__(
-        self, loader: Iterable[Any], world_size: int, turn: Callable[[], str], before_first: Callable[[], None]
+        self,
+        loader: Iterable[Any],
+        world_size: int,
+        turn: Callable[[], str],
+        before_first: Callable[[], None],
+        following: Following,
     ) -> None:
         # Whether somebody else still holds it tells whether it may be used again.
         self._held: Callable[[], Any] = weakref.ref(loader) if isinstance(loader, DataLoader) else lambda: loader
@@ -41,8 +42,16 @@ class ForeignLoader:
         self.epoch = 0
         self.position = 0
         self.over = False
+        self.counts_epochs = False
+        """`run.batches(loader, epochs=...)`: the sampler is told the epoch; else that is left to the script."""
         self._turn = PassTurn(turn)
+        self._following = following
+        self._record: PassRecord | None = None
+        self._again: dict[str, Any] | None = None
+        """What the pass goes on from."""
         self._at_begin: dict[str, Any] | None = None
+        self._inside = False
+        """Its batches come from DataLoaders that are followed: those know where they are."""
         self._empty = False
         """The restored pass had come to its end: it gives nothing."""
         self._handed_out = 0
@@ -69,7 +78,7 @@ class ForeignLoader:
     def start_next_epoch_if_over(self) -> None:
         if self.over or self._turn.left():
             self.epoch, self.position, self._handed_out = self.epoch + 1, 0, 0
-            self.over, self._empty, self._at_begin = False, False, None
+            self.over, self._empty, self._again, self._at_begin = False, False, None, None
 
     def iterate(self) -> Iterator[Any]:
         self._turn.begin()
@@ -78,52 +87,63 @@ class ForeignLoader:
             self.over, self._empty = True, False
             return
         batches = self._begin()
+        self._handed_out = self.position
         while True:
             self._before_first()
+            fetched = self._following.fetched
             try:
                 batch = batch_observer.fetch(batches, note=True)
             except StopIteration:
                 self.over = True
                 return
+            self._inside = self._following.fetched > fetched
             self._handed_out += 1
             yield batch
 
     def _begin(self) -> Iterator[Any]:
-        """The epoch's batches from the position. Where that is in its middle, the generators were as they were at its
-        beginning meanwhile, and are as they are now when this returns."""
-        loader, skip, now = self.loader, self.position, rng.get_rng_state()
-        again = self._at_begin is not None
-        if self._at_begin is not None:
-            rng.set_rng_state(self._at_begin["global"])
-            _put_generators(loader, self._at_begin["own"])
-        self._at_begin = {"global": rng.get_rng_state(), "own": _get_generators(loader)}
-        source, rest = _skipping(loader, self.epoch, skip)
-        batches = self._iterated(loader, source)
-        for sampler in (getattr(source, "batch_sampler", None), getattr(source, "sampler", None)):
-            if isinstance(sampler, _Skipped):
-                sampler.skip()
-        self._handed_out = skip
-        if rest:
+        """The epoch's batches from the position. In the middle of an epoch the generators are as they were when this
+        returns."""
+        loader = self.loader
+        if isinstance(loader, DataLoader):
+            return self._pass(loader)
+        batches: Iterator[Any]
+        if self._inside and self.position:
+            batches = iter(loader)
+            return batches
+        now = rng.get_rng_state()
+        again = self._at_begin
+        if again is not None:
+            rng.set_rng_state(again["global"])
+            own_state.put(loader, again["own"])
+        self._at_begin = {"global": rng.get_rng_state(), "own": own_state.generators(loader)}
+        batches = iter(loader)
+        if self.position:
             log.warning(
                 "skipping %d batches of a %s that can't seek; run.loader(dataset) goes there at once",
-                rest,
+                self.position,
                 type(loader).__name__,
             )
-            for done in range(rest):
-                next(batches, None)
-                if done and done % 1000 == 0:
-                    log.info("skipped %d of %d batches", done, rest)
+        for done in range(self.position):
+            next(batches, None)
+            if done and done % 1000 == 0:
+                log.info("skipped %d of %d batches", done, self.position)
         batch_observer.forget()
-        if again:
+        if again is not None:
             rng.set_rng_state(now)
         return batches
 
-    def _iterated(self, loader: Any, source: Iterable[Any]) -> Iterator[Any]:
-        """The copy that skips has workers of its own: with a loader whose workers persist, it draws no seed either."""
-        if isinstance(source, DataLoader) and source is not loader and loader.persistent_workers:
-            with private_worker_seed(source, self.epoch, self.position):
-                return iter(source)
-        return iter(source)
+    def _pass(self, loader: DataLoader[Any]) -> LoaderPass:
+        own = self._following.own_state(loader)
+        again, self._again = self._again, None
+        if again is None and self._record is not None and self.position:
+            again = self._record.state(self.position)  # the loop was left, and is entered again
+        if self.counts_epochs and again is None:
+            for sampler in (loader.sampler, getattr(loader.batch_sampler, "sampler", None)):
+                if callable(getattr(sampler, "set_epoch", None)):
+                    sampler.set_epoch(self.epoch)  # type: ignore[union-attr]
+        made = LoaderPass(loader, own, lambda: type(loader).__iter__(loader), again)
+        self._record = made.record
+        return made
 
     def commit(self) -> int:
         batches = self._handed_out - self.position
@@ -131,6 +151,11 @@ class ForeignLoader:
         return max(0, batches) * self._batch_size * self.world_size
 
     def state_dict(self) -> dict[str, Any]:
+        loader = self.loader
+        own = self._following.own_state(loader) if isinstance(loader, DataLoader) else None
+        going = self._again
+        if going is None and self._record is not None and self.position and not self.over:
+            going = self._record.state(self.position)
         return {
             "kind": "foreign",
             "epoch": self.epoch,
@@ -138,7 +163,10 @@ class ForeignLoader:
             "over": self.over or self._empty,
             "turn": self._turn.begun,
             "begin": self._at_begin,
-            "now": _get_generators(self.loader),
+            "inside": self._inside,
+            "pass": going,
+            "drift": own.drift(loader) if own is not None and going is None else {},
+            "now": own_state.generators(loader) if loader is not None else {},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -146,9 +174,13 @@ class ForeignLoader:
             raise UsageError(f"this loader was a {state.get('kind')} loader when the checkpoint was written")
         self.epoch, self.position, self._empty = int(state["epoch"]), int(state["position"]), bool(state["over"])
         self._handed_out = self.position
-        self._at_begin = state["begin"] if self.position else None
+        self._at_begin, self._inside = state["begin"] if self.position else None, bool(state["inside"])
+        self._again = state["pass"]
         self._turn.load_state(state)
-        _put_generators(self.loader, state["now"])
+        loader = self.loader
+        if isinstance(loader, DataLoader):
+            self._following.own_state(loader).put_drift(loader, state["drift"])
+        own_state.put(loader, state["now"])
 
     def follow(self, state: dict[str, Any]) -> None:
         begun = bool(state["over"]) or int(state["position"]) > 0
@@ -156,75 +188,3 @@ class ForeignLoader:
 
     def shut_down_workers(self) -> None:
         """Its workers are found among this process's children."""
-
-
-def _own_generators(loader: Any, depth: int = 4) -> dict[str, Any]:
-    """The generators that a loader, its samplers and a loader that it wraps have for themselves."""
-    found: dict[str, Any] = {}
-    for name, value in getattr(loader, "__dict__", {}).items():
-        if type(value) in GENERATOR_TYPES:
-            found[name] = value
-        elif depth and isinstance(value, (DataLoader, Sampler)):
-            inner = _own_generators(value, depth - 1)
-            found.update({f"{name}.{key}": generator for key, generator in inner.items()})
-    return found
-
-
-def _get_generators(loader: Any) -> dict[str, Any]:
-    return {name: GeneratorState(generator).state_dict() for name, generator in _own_generators(loader).items()}
-
-
-def _put_generators(loader: Any, states: dict[str, Any]) -> None:
-    for name, generator in _own_generators(loader).items():
-        if name in states:
-            GeneratorState(generator).load_state_dict(states[name])
-
-
-class _Skipped:
-    """A sampler without its first `count` items: indices are drawn, nothing is loaded.
-
-    They are drawn when `skip` is called, since a sampler draws from the global generators.
-    """
-
-    def __init__(self, sampler: Any, count: int) -> None:
-        self.sampler = sampler
-        self.count = count
-        self._left = count
-        self._items: Iterator[Any] = iter(())
-
-    def __iter__(self) -> Iterator[Any]:
-        self._items, self._left = iter(self.sampler), self.count
-        return self
-
-    def skip(self) -> None:
-        for _ in range(self._left):
-            next(self._items, None)
-        self._left = 0
-
-    def __next__(self) -> Any:
-        self.skip()
-        return next(self._items)
-
-    def __len__(self) -> int:
-        return max(0, len(self.sampler) - self.count) if isinstance(self.sampler, Sized) else 0
-
-
-def _skipping(loader: Iterable[Any], epoch: int, skip: int) -> tuple[Iterable[Any], int]:
-    """(what to iterate, how many of its batches are still to be skipped)."""
-    if isinstance(loader, DataLoader):
-        for sampler in (loader.sampler, getattr(loader.batch_sampler, "sampler", None)):
-            if callable(getattr(sampler, "set_epoch", None)):
-                sampler.set_epoch(epoch)  # type: ignore[union-attr]
-    if not skip:
-        return loader, 0
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        return loader, skip
-    # A shallow copy: the user's loader stays whole for the next epoch. Its attributes are frozen
-    # against assignment, for users' sake, so the copy's dictionary is filled directly.
-    copy = DataLoader.__new__(type(loader))
-    copy.__dict__.update(loader.__dict__)
-    name = "batch_sampler" if loader.batch_sampler is not None else "sampler"
-    copy.__dict__[name] = _Skipped(getattr(loader, name), skip)
-    copy.__dict__["_iterator"] = None
-    copy.__dict__["persistent_workers"] = False
-    return copy, 0

@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from autoresume.data import batch_observer
+from autoresume.data.loader_pass import unfollowed
 from autoresume.data.resumable_loader import PassTurn
 from autoresume.data.sampler import GlobalOrder
 from autoresume.data.stateful import StatefulRunLoader
@@ -64,6 +65,7 @@ class RunLoader:
         self.loader: DataLoader[Any] = DataLoader(
             self._samples, batch_sampler=order, generator=self._generator, **options
         )
+        unfollowed.add(self.loader)
 
     def reseed(self, seed: int) -> None:
         """Take the run's seed, once that is known; nothing may have been iterated for training yet."""

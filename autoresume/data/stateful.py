@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from autoresume.data import batch_observer
+from autoresume.data.loader_pass import unfollowed
 from autoresume.data.resumable_loader import PassTurn
 from autoresume.errors import UsageError
 
@@ -38,6 +39,7 @@ class StatefulRunLoader:
             ) from error
         options = dict(options)
         self.loader = StatefulDataLoader(dataset, batch_size=batch_size, generator=torch.Generator(), **options)
+        unfollowed.add(self.loader)
         self.dataset = dataset
         self.batch_size = batch_size
         self.epoch = 0

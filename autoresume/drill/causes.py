@@ -174,7 +174,7 @@ def _of_the_data(at: Divergence, line: Mapping[str, Any]) -> Cause | None:
         "position in the data",
         "the data after a resume are others: the loader begins anew, or its order depends on something that is not "
         "restored",
-        "make it with run.loader(dataset, ...), or loop over run.batches(loader)",
+        "make it with run.loader(dataset, ...), or let a torch DataLoader be followed (no run.follow(loader, False))",
     )
 
 

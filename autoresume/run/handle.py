@@ -28,6 +28,7 @@ from autoresume.state.namespace import Namespace
 log = logging.getLogger("autoresume")
 
 T = TypeVar("T")
+L = TypeVar("L")
 
 _current: Run | None = None
 
@@ -99,7 +100,7 @@ class Run:
 
     @property
     def over(self) -> bool:
-        """This life of the run has ended; `finish` or `close` was called."""
+        """`finish` or `close` was called."""
         return self.life.over
 
     @property
@@ -168,16 +169,17 @@ class Run:
         made anew in each turn of `run.epochs` or `run.range` is the one of the turn before, one epoch on.
         `name` tells loaders apart if a script makes them in another order after a resume.
         """
-        return self.life.positions.make_loader(
-            name,
-            call_site(),
-            dataset,
-            batch_size=batch_size,
-            shuffle=shuffle,
-            drop_last=drop_last,
-            fetched_ahead=fetched_ahead,
-            options=options,
-        )
+        given = {"batch_size": batch_size, "shuffle": shuffle, "drop_last": drop_last, "fetched_ahead": fetched_ahead}
+        return self.life.positions.make_loader(name, call_site(), dataset, options=options, **given)
+
+    def follow(self, loader: L, follow: bool = True, *, fetched_ahead: int | None = None) -> L:
+        """Say of a DataLoader of the script's own what the run can't know. Returns the loader.
+
+        All are followed, and go on where the script's loops stood. False: the script does that itself. `fetched_ahead`
+        is how many batches the loop holds at a boundary, untrained; 0 if it keeps them itself. Raises UsageError.
+        """
+        self.life.positions.following.say(loader, follow, fetched_ahead)
+        return loader
 
     def dataset(self, make: Callable[..., T], *args: Any, name: str | None = None, **kwargs: Any) -> T:
         """`make(*args, **kwargs)`, noted with the run, so that each start has the data set that the first one had.

@@ -42,7 +42,7 @@ from autoresume.run.tracing import Tracing
 from autoresume.run.tracked import Tracked
 from autoresume.snapshot.saver import Logged
 from autoresume.state import rng
-from autoresume.state.namespace import Namespace
+from autoresume.state.namespace import Namespace, tensors_in
 
 log = logging.getLogger("autoresume")
 
@@ -70,7 +70,7 @@ class Life:
         self.datasets = Datasets(resources, self.facts.datasets)
         self.tracked = Tracked(options.restore, self.report)
         self.generators = Generators()
-        self.positions = Positions(resources, self.generators.before_first_batch)
+        self.positions = Positions(resources, self.generators.before_first_batch, lambda: tensors_in(state))
         self.metrics = Metrics(resources)
         self.recorder = Recorder.of_environment(rank)
         """Of a drill; else None."""
@@ -82,7 +82,9 @@ class Life:
         self._tag: str | None = None
         self._reductions: dict[str, reduction.ReductionOrder] = {}
         self._run_state = RunState(self._counters, self.positions, self.generators, lambda: self._reductions)
-        self._every_loader = EveryLoader(lambda: (resources.ranks.rank, resources.number))
+        self._every_loader = EveryLoader(
+            lambda: (resources.ranks.rank, resources.number), self.positions.following.begin
+        )
         self._every_loader.install()
 
     # -- the beginning ----------------------------------------------------------------------------
@@ -279,6 +281,7 @@ class Life:
 
     def finish(self) -> None:
         """Save the last state, wait until it is committed, and end as finished. Every rank must call it."""
+        self.positions.following.refuse_untrained_end()
         while True:
             order, _ = self.resources.orders.wait_for_all_ranks(self.step)
             if order is Order.NOTHING:

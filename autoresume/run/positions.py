@@ -17,9 +17,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from autoresume.base.call_site import CallSite, where
+from autoresume.data.following import Following
 from autoresume.data.foreign import ForeignLoader
 from autoresume.data.loader import Place, RunLoader, make_loader
 from autoresume.data.ranges import Ranges
@@ -53,12 +55,16 @@ class _Known:
 
 
 class Positions:
-    """`data_seed` decides the order of data. `before_first` is called before each batch that is trained on."""
+    """`data_seed` decides the order of data. `before_first` is called before each batch that `run.batches` or a loader
+    of ours gives; `kept` tells which tensors are in `run.state`."""
 
-    def __init__(self, resources: Resources, before_first: Callable[[], None]) -> None:
+    def __init__(
+        self, resources: Resources, before_first: Callable[[], None], kept: Callable[[], list[torch.Tensor]]
+    ) -> None:
         self.data_seed = resources.run_file.seed
         self._ranges = Ranges()
         self.range = self._ranges.iterate
+        self.following = Following(self._ranges.turn, kept)
         self._resources = resources
         self._before_first = before_first
         self._loaders: dict[str, _Known] = {}
@@ -101,11 +107,14 @@ class Positions:
         if known is None:
             if isinstance(loader, (RunLoader, StatefulRunLoader)):
                 return loader  # another one has taken its place
-            made = ForeignLoader(loader, self._resources.ranks.world_size, self._ranges.turn, self._before_first)
+            ranks, turn = self._resources.ranks, self._ranges.turn
+            made = ForeignLoader(loader, ranks.world_size, turn, self._before_first, self.following)
             known = self._register(None, site, made, getattr(loader, "dataset", None))
         elif isinstance(known.loader, ForeignLoader):
             self._note_turn(known)
         known.by_epochs = by_epochs
+        if isinstance(known.loader, ForeignLoader):
+            known.loader.counts_epochs = by_epochs
         return known.loader
 
     def _register(self, name: str | None, site: CallSite, made: ResumableLoader, dataset: Any) -> _Known:
@@ -197,6 +206,7 @@ class Positions:
 
     def commit(self) -> int:
         """A step boundary; the samples that were consumed since the last one."""
+        self.following.commit()
         return sum(known.loader.commit() for known in self._loaders.values())
 
     # -- over lives -------------------------------------------------------------------------------
@@ -206,12 +216,14 @@ class Positions:
             name: {**known.loader.state_dict(), "made": known.turn, "anew": known.anew, "order": known.order}
             for name, known in self._loaders.items()
         }
-        return {"loaders": {**self._waiting, **made}, "ranges": self._ranges.state()}
+        loaders = {**self._waiting, **made}
+        return {"loaders": loaders, "followed": self.following.state(), "ranges": self._ranges.state()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self._waiting = dict(state["loaders"])
         self._order = max((int(one["order"]) for one in self._waiting.values()), default=0)
         self._ranges.load_state(state["ranges"])
+        self.following.load_state(state.get("followed", []))
         for known in self._loaders.values():
             self._take_waiting(known)
 

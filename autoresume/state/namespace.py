@@ -40,6 +40,19 @@ class Namespace:
             self.__dict__[name] = _restored(self.__dict__.get(name), value, tracked_memory)
 
 
+def tensors_in(state: Namespace) -> list[torch.Tensor]:
+    found, waiting = [], list(vars(state).values())
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif type(value) in (list, tuple):
+            waiting.extend(value)
+        elif type(value) is dict:
+            waiting.extend(value.values())
+    return found
+
+
 def _restored(there: Any, value: Any, tracked_memory: frozenset[int]) -> Any:
     """The live object with the stored content; the stored one where that can't be: another type, form or size."""
     if isinstance(there, GENERATOR_TYPES):

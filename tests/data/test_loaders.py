@@ -5,12 +5,15 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
+from autoresume.data.every_loader import EveryLoader
+from autoresume.data.following import Following
 from autoresume.data.foreign import ForeignLoader
 from autoresume.data.loader import Place, RunLoader, make_loader
 from autoresume.data.workers import WorkerInit
@@ -61,11 +64,21 @@ def ours(dataset: Counted) -> RunLoader:
 
 def foreign(dataset: Counted) -> ForeignLoader:
     loader: Any = DataLoader(dataset, batch_size=4, sampler=RandomSampler(dataset))
-    made = ForeignLoader(loader, 1, outside, nothing)
+    made = ForeignLoader(loader, 1, outside, nothing, Following(outside, list))
     made.kept = loader  # type: ignore[attr-defined]  (a script holds its loader)
     return made
 
 
+@pytest.fixture
+def followed() -> Iterator[None]:
+    """As while a run is open."""
+    every = EveryLoader(lambda: (0, 1), Following(outside, list).begin)
+    every.install()
+    yield
+    every.remove()
+
+
+@pytest.mark.usefixtures("followed")
 @pytest.mark.parametrize("make", [ours, foreign])
 def test_going_to_a_position_loads_nothing(make: Any) -> None:
     """From the middle of an epoch on, the items of the rest are loaded, in the same order, and no other."""

@@ -201,3 +201,12 @@ def test_a_script_that_seeds_nothing_is_warned_about(stage: Stage, where: str) -
     assert "does not seed them" in place.ended[1].err
     seeded.live("seeded.py", "start", nasty=["TERM@2"])
     assert "does not seed" not in seeded.ended[1].err
+
+
+@pytest.mark.parametrize("sampler", ["plain", "seedable"])
+def test_accelerate(stage: Stage, sampler: str) -> None:
+    """A loop over a loader that accelerate has prepared, which looks ahead by one, counts its own epochs, and reshuffles
+    by that count: it goes on at each border of its accumulations."""
+    pytest.importorskip("accelerate")
+    _, torn = stage.compare("accelerated.py", "for", sampler, nasty=EACH_STEP, save_every="1")
+    assert "holds a batch" not in torn.ended[0].err

@@ -76,6 +76,8 @@ def main(run: Run) -> None:
     workers = 2 if MISTAKE in ("workers", "none-workers") else 0
     if MISTAKE in ("workers", "loader-anew"):
         loader = DataLoader(data, BATCH, shuffle=True, num_workers=workers)
+        if MISTAKE == "loader-anew":
+            run.follow(loader, False)
     else:
         loader = run.loader(data, BATCH, shuffle=True, num_workers=workers)
     words = {"alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta"}
@@ -123,9 +125,9 @@ def main(run: Run) -> None:
                     slow.lerp_(fast, 0.1)
                 ema.eval()
                 checked = nn.functional.mse_loss(ema(batch), target)
+            run.log(loss=loss, ema_loss=checked, seconds=time.perf_counter())
             if MISTAKE == "loader-anew":
                 run.step()
-            run.log(loss=loss, ema_loss=checked, seconds=time.perf_counter())
         if MISTAKE != "counted-twice":
             run.state.epochs += 1
     run.finish()

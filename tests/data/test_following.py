@@ -1,0 +1,135 @@
+"""Scripts that iterate their own DataLoaders, in the loops that people write: exact, or told."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+from torch.utils.data import DataLoader
+
+from tests.data import loops
+from tests.data.loops import Log, makers
+
+FULL = os.environ.get("TORTURE") == "full"
+SAMPLES = 8
+KINDS = list(makers(0, True))
+WORKERS = ["shuffled", "generator", "lazy", "counting-batches", "eager", "stream"]
+
+
+def differences(one: Log, other: Log) -> list[str]:
+    keys = sorted(one.keys() | other.keys(), key=str)
+    return [f"{key}: {one.get(key)} != {other.get(key)}" for key in keys if one.get(key) != other.get(key)]
+
+
+def assert_exact(folder: Path, loop: str, make: loops.Make, cuts: dict[int, str], save_every: int) -> None:
+    wanted = loops.plain(loop, make, SAMPLES)
+    got = loops.interrupted(loop, make, SAMPLES, folder, cuts, save_every)
+    found = differences(wanted, got.log)
+    assert not found, f"{loop}, cut at {cuts}, saved every {save_every}, told {got.told}:\n" + "\n".join(found[:3])
+
+
+def random_cuts(*seeds: object) -> tuple[dict[int, str], int]:
+    draw = random.Random(repr(seeds))
+    cuts = {draw.randrange(13): draw.choice(["TERM", "TERM", "CRASH"]) for _ in range(draw.randrange(1, 5))}
+    return cuts, draw.choice([1, 2, 3])
+
+
+@pytest.mark.parametrize("loop", loops.ORDINARY)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_loop_over_every_loader(loop: str, kind: str, tmp_path: Path) -> None:
+    """Whatever its loop and its sampler are, a script that iterates its own DataLoader goes on bit for bit as the script
+    without autoresume: the batches, the numbers that enumerate and islice count, and all random numbers. Stopped and
+    crashed at random; the sampler may draw as it goes, from whose generator it likes, and count its own epochs."""
+    for turn in range(40 if FULL else 1):
+        cuts, save_every = random_cuts(loop, kind, turn)
+        assert_exact(tmp_path / str(turn), loop, makers(0, True)[kind], cuts, save_every)
+
+
+@pytest.mark.parametrize("loop", loops.ORDINARY)
+def test_every_border(loop: str, tmp_path: Path) -> None:
+    """Each life does one step, so that each border is stopped at, and begun at."""
+    cuts = dict.fromkeys(range(40), "TERM")
+    assert_exact(tmp_path, loop, makers(0, True)["shuffled"], cuts, save_every=100)
+
+
+@pytest.mark.parametrize("loop", loops.ORDINARY)
+def test_undisturbed(loop: str, tmp_path: Path) -> None:
+    """A script under autoresume that nothing happens to gives the very bits of the script that it was made from."""
+    assert_exact(tmp_path, loop, makers(0, True)["lazy"], {}, save_every=1)
+
+
+@pytest.mark.parametrize("kind", WORKERS)
+def test_with_workers(kind: str, tmp_path: Path) -> None:
+    """Workers fetch ahead: what they have drawn from the sampler, and the loop has not got, is drawn once."""
+    for loop in loops.ORDINARY if FULL else ["for_each", "looked_ahead_over_borders"]:
+        cuts, save_every = random_cuts(loop, kind, "workers")
+        assert_exact(tmp_path / loop, loop, makers(2, False)[kind], cuts, save_every)
+
+
+@pytest.mark.parametrize("loop", ["looked_ahead", "accumulated", "kept_ahead"])
+@pytest.mark.parametrize("first", [0, 1, 4])
+def test_without_gradients(loop: str, first: int, tmp_path: Path) -> None:
+    """What a loop holds at its boundaries is counted where autograd notes nothing. After the very first step that can't
+    be known: then it is told."""
+    make = makers(0, True)["shuffled"]
+    wanted = loops.plain(loop, make, 16, gradients=False)
+    got = loops.interrupted(loop, make, 16, tmp_path, {first: "TERM"}, 100, gradients=False)
+    if first == 0:
+        assert any("fetched_ahead=1" in message for message in got.told)
+    else:
+        assert not differences(wanted, got.log)
+
+
+@pytest.mark.parametrize("samples", [36, 24])
+def test_a_script_that_skips_by_itself(samples: int, tmp_path: Path) -> None:
+    """It would skip twice: the run is refused before anything of that is saved, also where nothing would be left, and
+    the message says what to do."""
+    got = loops.interrupted("skipped_by_itself", makers(0, True)["shuffled"], samples, tmp_path, {3: "TERM"}, 1)
+    assert any("run.follow(loader, False)" in message for message in got.told)
+    names = [path.name for path in tmp_path.glob("checkpoints/*")]
+    assert names
+    assert max(int(name.split("_")[1][1:]) for name in names) == 4
+
+
+def test_a_loader_that_is_left_alone(tmp_path: Path) -> None:
+    """run.follow(loader, False): the script's own skipping is all that happens, with what that draws."""
+    make = makers(0, False)["plain"]
+    wanted = loops.plain("left_alone", make, 24)
+    got = loops.interrupted("left_alone", make, 24, tmp_path, {1: "TERM", 3: "TERM"}, 1)
+    assert {step: batches for step, (batches, *_) in wanted.items()} == {
+        step: batches for step, (batches, *_) in got.log.items()
+    }
+    assert not got.told
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("first", [0, 1])
+def test_what_is_held_may_be_said(first: int, gradients: bool, tmp_path: Path) -> None:
+    """run.follow(loader, fetched_ahead=1): exact from the first step on, and nothing is told of it."""
+    make = makers(0, True)["shuffled"]
+    wanted = loops.plain("said_to_be_ahead", make, SAMPLES, gradients)
+    got = loops.interrupted("said_to_be_ahead", make, SAMPLES, tmp_path, {first: "TERM"}, 1, gradients)
+    assert not differences(wanted, got.log)
+    assert not any("batch" in message for message in got.told)
+
+
+def test_cycle_is_told(tmp_path: Path) -> None:
+    """itertools.cycle keeps what nobody can see: told at the first boundary, with the line that mends it."""
+    got = loops.interrupted("cycled", makers(0, True)["shuffled"], SAMPLES, tmp_path, {}, 1)
+    assert any("yield from loader" in message for message in got.told)
+
+
+def test_another_loader_at_the_same_place(tmp_path: Path) -> None:
+    """A loader that is made of other parts than before is not sent anywhere, which is told."""
+    got = loops.interrupted("another_each_life", makers(0, True)["plain"], SAMPLES, tmp_path, {1: "TERM"}, 1)
+    assert any("another one" in message for message in got.told)
+
+
+def test_torch_is_left_as_it_was(tmp_path: Path) -> None:
+    """When the run is over, nothing of torch's loaders is ours."""
+    before = {name: vars(DataLoader)[name] for name in ("__iter__", "_get_iterator")}
+    loops.interrupted("for_each", makers(0, True)["shuffled"], SAMPLES, tmp_path, {1: "TERM"}, 1)
+    assert {name: vars(DataLoader)[name] for name in before} == before
+    assert "__init_subclass__" not in vars(DataLoader)

@@ -30,9 +30,9 @@ the ranks do not share (random numbers, the batch norm statistics of each) is ke
 
 There is no main function, so `autoresume.start()` opens the run and `run.finish()` ends it. The loop is the script's
 own: `run.restore()` once, `run.step()` at the end of each step. The batch that was fetched ahead of the boundary has
-left the random number generator already, so it is state like the counters: all of them go through `run.state`. The
-boundary comes after the loop's way out: a run is then never resumed with nothing left to do. Mixed precision is one
-more name in `run.track`.""",
+left the random number generator already, so it is state like the counters: all of them go through `run.state`, before
+the loop's way out, so that a finished run can be trained on. The boundary comes after it: a run is then never resumed
+with nothing left to do. `run.finish()` counts the last update. Mixed precision is one more name in `run.track`.""",
     "gan": """## A GAN
 
 Two models and two optimizers are four names. The fixed noise is drawn before the run is restored, from the script's own

@@ -31,11 +31,12 @@ class Counters:
         self._spans = False
         self._length = 0
 
-    def look(self, batches: Any, trained: int, length_before: int) -> list[str]:
+    def look(self, batches: Any, trained: int, length_before: int, running: bool = False) -> list[str]:
         """At the first boundary of a pass, `trained` batches of which are done with; the pass before had
-        `length_before`. Returns what is to be told."""
+        `length_before`. `running`: this is called by who gives the batches. Returns what is to be told."""
         if len(self._seen) < 2 or not self._is_predictable:
-            self.offsets = [[type(one).__name__, _count(one) - trained] for one in _above(batches, None)]
+            frames = list(_callers(sys._getframe(1))) if running else None
+            self.offsets = [[type(one).__name__, _count(one) - trained] for one in _above(batches, frames)]
             first, self._length = not self._seen, length_before
             self._seen = [*self._seen[-1:], self.offsets]
             return self._problems() if first else []
@@ -65,6 +66,51 @@ class Counters:
         return found
 
 
+class LoopCount:
+    """The turns of one loop over a loader of ours, or over `run.batches`. `turns` were begun, in whichever life;
+    `epoch` is where it stands. `batches` is the iterator; None if that is a generator which is running."""
+
+    def __init__(self) -> None:
+        self.turns = 0
+        self.epoch = 0
+        self._counters = Counters()
+        self._before: Counted = []
+        """What counted before the resume."""
+        self._going_on = False
+        self._looked = False
+        self._length = 0
+
+    def begin(self, epoch: int, counts_epochs: bool) -> None:
+        """A loop begins: over the rest of an epoch, or over several."""
+        goes_on = self._going_on and (counts_epochs or epoch == self.epoch)
+        if not goes_on:
+            self._length, self.turns, self._before = self.turns, 0, []
+        self._going_on, self._looked = False, False
+
+    def goes_on(self, batches: Any = None) -> bool:
+        """Before a batch is fetched: False if what takes them has taken all that it takes."""
+        counted, self._before = self._before, []
+        return not counted or go_on(batches, counted, self.turns)
+
+    def turn(self, epoch: int) -> None:
+        """A batch was fetched."""
+        self.turns, self.epoch = self.turns + 1, epoch
+
+    def before_boundary(self, batches: Any = None, held: int = 0) -> list[str]:
+        """Of the batches that were fetched, `held` are not trained on. Returns what is to be told."""
+        if self._looked or not self.turns:
+            return []
+        self._looked = True
+        return self._counters.look(batches, self.turns - held, self._length, running=batches is None)
+
+    def state(self) -> dict[str, Any]:
+        return {"turns": self.turns, "epoch": self.epoch, "counted": self._before or self._counters.offsets}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.turns, self.epoch, self._going_on = int(state["turns"]), int(state["epoch"]), True
+        self._before = [list(one) for one in state["counted"]]
+
+
 def go_on(batches: Any, counted: Counted, trained: int) -> bool:
     """While the first batch after a resume is being fetched: set what counts. False if it had counted to its end."""
     wanted = [[kind, offset + trained] for kind, offset in counted]
@@ -87,7 +133,7 @@ def _above(batches: Any, frames: list[FrameType] | None) -> list[Any]:
 
 
 def _takes_from(one: Any, batches: Any, frames: list[FrameType] | None, depth: int) -> bool:
-    if one is batches:
+    if one is batches and batches is not None:
         return True
     if isinstance(one, GeneratorType) and frames is not None and one.gi_frame in frames:
         return True

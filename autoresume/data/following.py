@@ -21,6 +21,7 @@ from autoresume.data import own_state, wrappers
 from autoresume.data.loader_pass import LoaderPass
 from autoresume.data.own_state import OwnState
 from autoresume.data.reader import Reader
+from autoresume.data.resumable_loader import Fetching
 from autoresume.errors import UsageError
 
 log = logging.getLogger("autoresume")
@@ -29,10 +30,10 @@ log = logging.getLogger("autoresume")
 class Following:
     """`turn` tells in which turn of the script's loops it is, `kept` which tensors are in `run.state`."""
 
-    def __init__(self, turn: Callable[[], str], kept: Callable[[], list[torch.Tensor]]) -> None:
+    def __init__(self, turn: Callable[[], str], fetching: Fetching, kept: Callable[[], list[torch.Tensor]]) -> None:
         self.fetched = 0
         """Batches that were handed out, of all loaders that are followed."""
-        self._turn, self._kept = turn, kept
+        self._turn, self._fetching, self._kept = turn, fetching, kept
         self._readers: list[Reader] = []
         self._waiting: list[dict[str, Any]] = []
         self._own: weakref.WeakKeyDictionary[DataLoader[Any], OwnState] = weakref.WeakKeyDictionary()
@@ -91,7 +92,10 @@ class Following:
         again = reader.next_pass()
         if again is not None and again["ended"] and reader.turn != turn:
             again = None
+        if again is not None:
+            self._fetching.going_on()
         made = LoaderPass(loader, own, make, again)
+        made.before_batch = lambda: self._fetching.fetching() if reader.trains else None
         self._order += 1
         reader.began(made, self._order, turn, again)
         made.on_batch = lambda record, batch: self._note(reader, batch)

@@ -15,6 +15,7 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset
 
 from autoresume.data import batch_observer, own_state
+from autoresume.data.counters import LoopCount
 from autoresume.data.following import Following
 from autoresume.data.loader_pass import LoaderPass, PassRecord
 from autoresume.data.resumable_loader import PassTurn
@@ -32,7 +33,6 @@ class ForeignLoader:
         loader: Iterable[Any],
         world_size: int,
         turn: Callable[[], str],
-        before_first: Callable[[], None],
         following: Following,
     ) -> None:
         # Whether somebody else still holds it tells whether it may be used again.
@@ -42,6 +42,7 @@ class ForeignLoader:
         self.epoch = 0
         self.position = 0
         self.over = False
+        self.count = LoopCount()
         self.counts_epochs = False
         """`run.batches(loader, epochs=...)`: the sampler is told the epoch; else that is left to the script."""
         self._turn = PassTurn(turn)
@@ -55,7 +56,6 @@ class ForeignLoader:
         self._empty = False
         """The restored pass had come to its end: it gives nothing."""
         self._handed_out = 0
-        self._before_first = before_first
         if (
             isinstance(loader, DataLoader)
             and loader.num_workers > 0
@@ -72,24 +72,30 @@ class ForeignLoader:
         """None when nobody holds it any more."""
         return self._held()
 
+    @property
+    def gave_all(self) -> bool:
+        try:
+            return 0 < len(self.loader) <= self._handed_out
+        except TypeError:
+            return False
+
     def reseed(self, seed: int) -> None:
         """Its order is its own."""
 
     def start_next_epoch_if_over(self) -> None:
-        if self.over or self._turn.left():
+        counted = self.gave_all and self._record is not None and self._record.given > self._record.start
+        if self.over or counted or self._turn.left():
             self.epoch, self.position, self._handed_out = self.epoch + 1, 0, 0
             self.over, self._empty, self._again, self._at_begin = False, False, None, None
 
     def iterate(self) -> Iterator[Any]:
         self._turn.begin()
         if self._empty:
-            self._before_first()
             self.over, self._empty = True, False
             return
         batches = self._begin()
         self._handed_out = self.position
         while True:
-            self._before_first()
             fetched = self._following.fetched
             try:
                 batch = batch_observer.fetch(batches, note=True)
@@ -149,6 +155,9 @@ class ForeignLoader:
         batches = self._handed_out - self.position
         self.position = self._handed_out
         return max(0, batches) * self._batch_size * self.world_size
+
+    def problems(self) -> list[str]:
+        return []
 
     def state_dict(self) -> dict[str, Any]:
         loader = self.loader

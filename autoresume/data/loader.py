@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from autoresume.base.call_site import Lasting, call_site, lasting
 from autoresume.data import batch_observer
+from autoresume.data.counters import LoopCount
 from autoresume.data.loader_pass import unfollowed
-from autoresume.data.resumable_loader import PassTurn
+from autoresume.data.resumable_loader import Fetching, PassTurn
 from autoresume.data.sampler import GlobalOrder
 from autoresume.data.stateful import StatefulRunLoader
 from autoresume.data.workers import SeededDataset
@@ -43,7 +45,7 @@ class RunLoader:
         order: GlobalOrder,
         fetched_ahead: int,
         turn: Callable[[], str],
-        before_first: Callable[[], None],
+        fetching: Fetching,
         options: dict[str, Any],
     ) -> None:
         self.dataset = dataset
@@ -53,10 +55,17 @@ class RunLoader:
         self.fetched_ahead = fetched_ahead
         self.driven = False
         self.over = False
+        self.count = LoopCount()
+        self._resumes = False
+        """The next pass goes on with one of an earlier life."""
         self._turn = PassTurn(turn)
-        self._before_first = before_first
+        self._fetching = fetching
         self._active: weakref.ref[_Pass] | None = None
         self._ended: _Pass | None = None
+        self._loop: Lasting = []
+        """Where in the script the loop is that trains on it, if it is one of the script's own."""
+        self._last_given: _Mark | None = None
+        """Of the pass that a step boundary came for last: the place behind what it has given."""
         self._ahead_rng: list[Any] = []
         """The generators as they were when each batch that is held at the boundary was fetched."""
         self._passes: weakref.WeakSet[_Pass] = weakref.WeakSet()
@@ -66,6 +75,13 @@ class RunLoader:
             self._samples, batch_sampler=order, generator=self._generator, **options
         )
         unfollowed.add(self.loader)
+
+    @property
+    def gave_all(self) -> bool:
+        """Of what was given in this life."""
+        active = self._active() if self._active is not None else None
+        last = active.marks[-1] if active is not None else self._last_given
+        return last is not None and last.epoch == self.epoch and self.order.over(last.position)
 
     def reseed(self, seed: int) -> None:
         """Take the run's seed, once that is known; nothing may have been iterated for training yet."""
@@ -82,9 +98,9 @@ class RunLoader:
         return len(self.order)
 
     def start_next_epoch_if_over(self) -> None:
-        if self.over or self._turn.left():
+        if self.over or self._turn.left() or (self.gave_all and self.order.over(self.position)):
             self.epoch, self.position = (self._ended.epoch if self._ended else self.epoch) + 1, 0
-            self.over, self._active = False, None
+            self.over, self._active, self._last_given = False, None, None
             if not self.fetched_ahead:
                 self._ended = None
 
@@ -96,11 +112,18 @@ class RunLoader:
         if self.driven:
             return self._pass(0, tracked=False)
         self.start_next_epoch_if_over()
-        return self._pass(self.position, tracked=True)
+        made = self._pass(self.position, tracked=True)
+        made.place = lasting(call_site())
+        return made
 
     def _pass(self, position: int, tracked: bool) -> _Pass:
         if tracked:
+            if self._resumes:
+                self._resumes = False
+                self._fetching.going_on()
             self._turn.begin()
+            if not self.driven:
+                self.count.begin(self.epoch, False)
         made = _Pass(self, self.epoch, position, tracked, self._ended if self.fetched_ahead else None)
         self._passes.add(made)
         return made
@@ -112,6 +135,7 @@ class RunLoader:
         if active is None:
             return 0
         samples = active.consume(self.fetched_ahead)
+        self._last_given, self._loop = active.marks[-1], active.place or self._loop
         self._ahead_rng = [mark.drawn_with for mark in active.marks[1:] if mark.drawn_with is not None]
         drained = active is self._ended and not self.over and len(active.marks) == 1
         if active is not self._ended or drained:
@@ -119,6 +143,10 @@ class RunLoader:
         if not drained:  # else the next epoch has begun already, and nothing of this one is held any more
             self.epoch, self.position = active.marks[0].epoch, active.marks[0].position
         return samples
+
+    def problems(self) -> list[str]:
+        active = self._active() if self._active is not None and not self.driven else None
+        return self.count.before_boundary(active, len(active.marks) - 1) if active is not None else []
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -130,6 +158,7 @@ class RunLoader:
             "samples": self.order.samples,
             "driven": self.driven,
             "ahead": self._ahead_rng,
+            "place": self._loop,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -144,8 +173,9 @@ class RunLoader:
             )
         self._active, self._ended, self.over = None, None, False
         self.epoch, self.position, self.driven = int(state["epoch"]), int(state["position"]), bool(state["driven"])
-        self._ahead_rng = list(state["ahead"])
+        self._ahead_rng, self._loop = list(state["ahead"]), list(state["place"])
         self._turn.load_state(state)
+        self._resumes = self.position > 0
 
     def follow(self, state: dict[str, Any]) -> None:
         begun = bool(state["over"]) or int(state["position"]) > 0
@@ -185,6 +215,7 @@ class _Pass:
         # Without workers a batch is drawn with the rank's own generators: those of held batches are kept.
         self._keeps_rng = tracked and owner.fetched_ahead > 0 and not owner.loader.num_workers
         self.exhausted = False
+        self.place: Lasting = []
         self.stepped = False
         """A step boundary came while this was iterated: it is the loop's, no evaluation and no look."""
         self._next = position
@@ -196,8 +227,12 @@ class _Pass:
 
     def __next__(self) -> Any:
         owner = self.owner
-        if self.tracked:
-            owner._before_first()
+        if self.tracked and self.stepped:
+            owner._fetching.fetching()
+        if self.tracked and not owner.driven and not owner.count.goes_on(self):
+            if owner.order.over(owner.position):
+                self._finish()
+            raise StopIteration
         now = rng.get_rng_state() if self.again else None
         if self.again:
             rng.set_rng_state(self.again[0])
@@ -213,6 +248,8 @@ class _Pass:
         self.again = self.again[1:]
         begin, self._next = self._next, owner.order.after(self._next)
         if self.tracked:
+            if not owner.driven:
+                owner.count.turn(self.epoch)
             batch_observer.hand_out(
                 owner, self.epoch, self._next, lambda: owner.order.indices(self.epoch, begin), batch
             )
@@ -236,7 +273,8 @@ class _Pass:
     def _finish(self) -> None:
         owner = self.owner
         nothing_left = owner.epoch == self.epoch and owner.order.over(owner.position)
-        if self.tracked and (self.stepped or nothing_left or owner.driven or owner.fetched_ahead):
+        is_the_loops = self.stepped or owner.driven or (bool(self.place) and self.place == owner._loop)
+        if self.tracked and (is_the_loops or nothing_left or owner.fetched_ahead):
             owner.over, owner._ended = True, self
         elif owner._active is not None and owner._active() is self:
             owner._active = None  # an evaluation, from end to end between two boundaries, moves nothing
@@ -244,13 +282,12 @@ class _Pass:
 
 
 class Place(NamedTuple):
-    """Where a loader is made: on which of the ranks, and in which turn of the script's loops (`turn` tells). It calls
-    `before_first` before each batch that is trained on."""
+    """Where a loader is made: on which of the ranks, and in which turn of the script's loops (`turn` tells)."""
 
     rank: int
     world_size: int
     turn: Callable[[], str]
-    before_first: Callable[[], None]
+    fetching: Fetching
 
 
 def make_loader(
@@ -265,7 +302,7 @@ def make_loader(
 ) -> RunLoader | StatefulRunLoader:
     """The loader for a dataset of either kind; `reseed` gives it its order. Raises UsageError for options that are
     ours to set."""
-    rank, world_size, turn, before_first = place
+    rank, world_size, turn, fetching = place
     for name in ("sampler", "batch_sampler", "generator"):
         if options.get(name) is not None:
             raise UsageError(
@@ -283,7 +320,7 @@ def make_loader(
         if shuffle:
             raise UsageError("an iterable dataset can't be shuffled by its loader; shuffle inside of the dataset")
         options["drop_last"] = drop_last
-        return StatefulRunLoader(dataset, batch_size, batch_size * world_size, turn, before_first, options)
+        return StatefulRunLoader(dataset, batch_size, batch_size * world_size, turn, fetching, options)
     if len(dataset) == 0:
         raise UsageError("the dataset is empty")
     order = GlobalOrder(dataset, batch_size, rank, world_size, shuffle, drop_last, seed=0)
@@ -291,4 +328,4 @@ def make_loader(
         raise UsageError(
             f"{len(dataset)} samples make no global batch of {order.global_batch} with drop_last; lower batch_size"
         )
-    return RunLoader(dataset, order, fetched_ahead, turn, before_first, options)
+    return RunLoader(dataset, order, fetched_ahead, turn, fetching, options)

@@ -57,6 +57,7 @@ class LoaderPass:
         self, loader: DataLoader[Any], own: OwnState, make: Callable[[], Iterator[Any]], again: dict[str, Any] | None
     ) -> None:
         self.on_batch: Callable[[PassRecord, Any], None] = lambda record, batch: None
+        self.before_batch: Callable[[], None] = _nothing
         self.loader = loader
         self.on_first: Callable[[LoaderPass], bool] | None = None
         """Called while the first batch is being fetched: whether there is one."""
@@ -90,6 +91,8 @@ class LoaderPass:
 
     def __next__(self) -> Any:
         record = self.record
+        if record.given > record.start:
+            self.before_batch()
         if self.on_first is not None:
             begins, self.on_first = self.on_first(self), None
             if not begins:
@@ -201,6 +204,10 @@ def running() -> LoaderPass | None:
 def overrides_iteration(loader: DataLoader[Any]) -> bool:
     owner = next(kind for kind in type(loader).__mro__ if "__iter__" in vars(kind))
     return owner is not DataLoader and not owner.__module__.startswith("torchdata.")
+
+
+def _nothing() -> None:
+    """Before a batch."""
 
 
 def _of_dataset(path: str) -> bool:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+from autoresume.data.counters import LoopCount
+
 
 class ResumableLoader(Protocol):
     """A pass goes from the position to the end of the epoch."""
@@ -18,6 +20,11 @@ class ResumableLoader(Protocol):
     epoch: int
     over: bool
     """The last pass has come to its end."""
+    count: LoopCount
+
+    @property
+    def gave_all(self) -> bool:
+        """The pass has given its last batch, as far as that is known without asking for one more."""
 
     def reseed(self, seed: int) -> None: ...
 
@@ -30,6 +37,9 @@ class ResumableLoader(Protocol):
     def commit(self) -> int:
         """A step boundary: what was handed out is consumed. Returns the samples consumed since the last one."""
 
+    def problems(self) -> list[str]:
+        """Just after a step boundary was committed: what is to be told of a loop over the loader itself."""
+
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
@@ -39,6 +49,16 @@ class ResumableLoader(Protocol):
 
     def shut_down_workers(self) -> None:
         """Ask the workers to end. Nothing is iterated afterwards."""
+
+
+class Fetching(Protocol):
+    """What is to be known of the script's fetching, for its random numbers' sake."""
+
+    def going_on(self) -> None:
+        """Data are begun to be iterated where an earlier life was in them."""
+
+    def fetching(self) -> None:
+        """A batch is about to be fetched, which is not the first of its pass."""
 
 
 class PassTurn:

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from autoresume.data import batch_observer
+from autoresume.data.counters import LoopCount
 from autoresume.data.loader_pass import unfollowed
-from autoresume.data.resumable_loader import PassTurn
+from autoresume.data.resumable_loader import Fetching, PassTurn
 from autoresume.errors import UsageError
 
 
@@ -28,7 +29,7 @@ class StatefulRunLoader:
         batch_size: int,
         samples_per_batch: int,
         turn: Callable[[], str],
-        before_first: Callable[[], None],
+        fetching: Fetching,
         options: Any,
     ) -> None:
         try:
@@ -44,16 +45,23 @@ class StatefulRunLoader:
         self.batch_size = batch_size
         self.epoch = 0
         self.over = False
+        self.count = LoopCount()
         self.driven = False
+        self._resumes = False
+        """The next pass goes on with one of an earlier life."""
         self._samples_per_batch = samples_per_batch
         self._turn = PassTurn(turn)
-        self._before_first = before_first
+        self._fetching = fetching
         self._restored: dict[str, Any] | None = None
         self._empty = False
         """The restored pass had come to its end: it gives nothing."""
         self._latest: weakref.ref[_StatefulPass] | None = None
         self._stepped: _StatefulPass | None = None
         """The one that the loop trains on."""
+
+    @property
+    def gave_all(self) -> bool:
+        return False
 
     def reseed(self, seed: int) -> None:
         """An iterable dataset brings its own order."""
@@ -75,9 +83,14 @@ class StatefulRunLoader:
 
     def _pass(self) -> _StatefulPass:
         self._turn.begin()
+        if not self.driven:
+            self.count.begin(self.epoch, False)
         if self._empty:
             return _StatefulPass(self, iter(()), 0)
         state = self._position()
+        if self._resumes:
+            self._resumes = False
+            self._fetching.going_on()
         if state is not None:
             self.loader.load_state_dict(state)
         return _StatefulPass(self, iter(self.loader), _count(state) if state is not None else 0)
@@ -93,6 +106,10 @@ class StatefulRunLoader:
         self._stepped = latest
         consumed, latest.unread = latest.unread * self._samples_per_batch, 0
         return consumed
+
+    def problems(self) -> list[str]:
+        latest = self._stepped if not self.driven else None
+        return self.count.before_boundary(latest) if latest is not None else []
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -110,6 +127,7 @@ class StatefulRunLoader:
         self.epoch, self._restored, self._empty = int(state["epoch"]), state["state"], bool(state["over"])
         self.driven = bool(state["driven"])
         self._turn.load_state(state)
+        self._resumes = self._restored is not None
 
     def follow(self, state: dict[str, Any]) -> None:
         begun = bool(state["over"]) or state["state"] is not None
@@ -142,7 +160,10 @@ class _StatefulPass:
 
     def __next__(self) -> Any:
         owner = self.owner
-        owner._before_first()
+        if self._given:
+            owner._fetching.fetching()
+        if not owner.driven and not owner.count.goes_on(self):
+            raise StopIteration
         try:
             batch = batch_observer.fetch(self.batches, note=True)
         except StopIteration:
@@ -152,6 +173,8 @@ class _StatefulPass:
             else:
                 owner._latest = None  # an evaluation, from end to end between two boundaries, moves nothing
             raise
+        if not owner.driven:
+            owner.count.turn(owner.epoch)
         self.unread, self._given = self.unread + 1, self._given + 1
         owner._latest = weakref.ref(self)
         return batch

@@ -1,7 +1,8 @@
 """The generators of this process (python, numpy, torch) over the lives of a run.
 
-Law: they are restored last: once when the run is restored, and again before its first batch, so that
-nothing that making models, iterators or workers draws shows in them.
+Law: they are restored last: once when the run is restored, and again where its data go on, so that nothing that making
+models, iterators or workers draws shows in them. But for scripts whose steps draw before they fetch a batch: that
+was seen in the first steps, and is left to them.
 """
 
 from __future__ import annotations
@@ -14,12 +15,19 @@ from autoresume.state import rng
 log = logging.getLogger("autoresume")
 
 
+_LOOKS = 3
+
+
 class Generators:
-    """`began` tells where they stood when the run's first life restored."""
+    """`began` tells where they stood when the run's first life restored. `draws_first` tells whether a step of the
+    script draws before it fetches; None as long as that is not known."""
 
     def __init__(self) -> None:
         self.began: dict[str, str] = {}
+        self.draws_first: bool | None = None
         self._restored: dict[str, Any] | None = None
+        self._at_boundary: dict[str, str] | None = None
+        self._looks = _LOOKS
 
     def begin(self) -> None:
         """Just before anything of a checkpoint is looked at."""
@@ -41,6 +49,21 @@ class Generators:
             rng.set_rng_state(self._restored)
 
     def before_first_batch(self) -> None:
-        """The first batch after a resume: whatever making iterators drew is undone."""
+        """A loop of ours begins: whatever was drawn since the run was restored is undone."""
         self.restore()
         self._restored = None
+
+    def going_on(self) -> None:
+        """The script begins to iterate data where it was: the same, but for what its step draws before."""
+        if self.draws_first:
+            self._restored = None
+        self.before_first_batch()
+
+    def at_boundary(self) -> None:
+        self._at_boundary = rng.rng_digests() if self._looks else None
+
+    def fetching(self) -> None:
+        """A batch is fetched in the middle of an epoch."""
+        if self._at_boundary is not None:
+            self.draws_first = bool(self.draws_first) or self._at_boundary != rng.rng_digests()
+            self._at_boundary, self._looks = None, self._looks - 1

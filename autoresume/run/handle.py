@@ -319,6 +319,7 @@ class Run:
             raise UsageError(
                 "the script ended without restoring or training: call run.restore(), or loop over run.batches"
             )
+        self._loops.finish_turn()
         self.life.finish()
         self.close("finished", "")  # it is: nothing is left but to be no longer the current run
 

@@ -26,7 +26,7 @@ from autoresume.load.read_checkpoint import Restored
 from autoresume.ranks import reduction
 from autoresume.restore.beginning import Beginning
 from autoresume.restore.report import RestoreReport
-from autoresume.run import finetune
+from autoresume.run import endings, finetune
 from autoresume.run.about import Facts
 from autoresume.run.choose_checkpoint import choose_checkpoint, restore_side_files
 from autoresume.run.common_position import CommonPosition, Position
@@ -70,7 +70,7 @@ class Life:
         self.datasets = Datasets(resources, self.facts.datasets)
         self.tracked = Tracked(options.restore, self.report)
         self.generators = Generators()
-        self.positions = Positions(resources, self.generators.before_first_batch, lambda: tensors_in(state))
+        self.positions = Positions(resources, self.generators, lambda: tensors_in(state))
         self.metrics = Metrics(resources)
         self.recorder = Recorder.of_environment(rank)
         """Of a drill; else None."""
@@ -78,6 +78,7 @@ class Life:
         self._common = CommonPosition(resources)
         self._tracing = Tracing(resources.folder, rank, options.profile) if options.profile else None
         self._samples_given = False
+        self._kept_at_boundary: dict[str, Any] = {}
         self._asked_for = False
         self._tag: str | None = None
         self._reductions: dict[str, reduction.ReductionOrder] = {}
@@ -159,6 +160,7 @@ class Life:
             warn_of_unseeded(differ)
         self.step, self.samples, self.epoch = int(own["step"]), int(own["samples"]), int(own["epoch"])
         self.positions.load_state(own)
+        self.generators.draws_first = own["draws_first"]
         if begin is None:
             self.saves.saved_step = self.step  # else it is saved in another run only
         if found.exact:
@@ -178,6 +180,8 @@ class Life:
         consumed = self.positions.commit()
         self.samples += consumed if samples is None else samples
         self._samples_given |= samples is not None
+        self.generators.at_boundary()
+        self._kept_at_boundary = dict(vars(self.state))
         for reduction_order in self._reductions.values():
             reduction_order.note()
         if not self.stepped:
@@ -282,6 +286,8 @@ class Life:
     def finish(self) -> None:
         """Save the last state, wait until it is committed, and end as finished. Every rank must call it."""
         self.positions.following.refuse_untrained_end()
+        if self.saves.saver.updated_since_boundary:
+            self._count_last_update()
         while True:
             order, _ = self.resources.orders.wait_for_all_ranks(self.step)
             if order is Order.NOTHING:
@@ -301,18 +307,17 @@ class Life:
                 "from there, and is marked finished when its last state is safe."
             )
         if self.resources.ranks.rank == 0:
-            self._log_finished()
+            trained_nothing = self.is_resumed and not self.stepped
+            endings.log_finished(self.resources.folder, self.step, self.epoch if trained_nothing else None)
         self.close("finished", "the script came to its end")
 
-    def _log_finished(self) -> None:
-        if self.is_resumed and not self.stepped:
-            log.warning(
-                "nothing was left to train: the checkpoint stands after step %d, in epoch %d, where the script's "
-                "loop ends. Give it more epochs, or steps, or select an earlier checkpoint",
-                self.step,
-                self.epoch,
-            )
-        log.info("run %s is finished after step %d", self.resources.folder, self.step)
+    def _count_last_update(self) -> None:
+        """The loop was left between an update and its boundary: the last state is not that of the step before."""
+        self.step += 1
+        self.samples += self.positions.commit()
+        self.saves.saver.at_boundary()
+        if self.resources.ranks.rank == 0:
+            endings.warn_of_last_update(self.step, self._kept_at_boundary, vars(self.state))
 
     def close(self, how: str, why: str) -> None:
         """End this incarnation. Waits for what is being persisted."""

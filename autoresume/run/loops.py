@@ -9,10 +9,14 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from autoresume.base.call_site import CallSite
+from autoresume.base.call_site import CallSite, where
+from autoresume.data.resumable_loader import ResumableLoader
 from autoresume.run.life import Life
 
 log = logging.getLogger("autoresume")
+
+
+_END = object()
 
 
 class Loops:
@@ -21,27 +25,62 @@ class Loops:
     def __init__(self, life: Life) -> None:
         self._life = life
         self._warned = False
+        self._unfinished: tuple[ResumableLoader, Iterator[Any]] | None = None
+        """The loader, and its batches, of a turn that has not come to its boundary."""
 
     def batches(self, loader: Any, site: CallSite, epochs: int | None, accumulate: int) -> Iterator[Any]:
         """Each turn ends at a step boundary; with `accumulate`, every so many turns."""
         life = self._life
         life.restore_once()
         position = life.positions.position_of(loader, site, epochs is not None)
+        self._count_unfinished_turn(position)
         life.tracked.load_materialised()
+        life.generators.before_first_batch()  # also where nothing is left
+        count, begun = position.count, False
         while True:
             position.start_next_epoch_if_over()
             life.epoch = epoch = position.epoch
+            if not begun:
+                begun = True
+                count.begin(epoch, epochs is not None)
             if epochs is not None and epoch >= epochs:
-                life.generators.before_first_batch()  # also where nothing is left
                 life.loop_ended()
                 return
-            for turn, batch in enumerate(position.iterate(), start=1):
+            batches = position.iterate()
+            while True:
+                if not count.goes_on():
+                    return
+                batch = next(batches, _END)
+                if batch is _END:
+                    break
+                count.turn(epoch)
+                self._unfinished = position, batches
                 yield batch
-                if turn % accumulate == 0:
+                self._unfinished = None
+                if count.turns % accumulate == 0:
+                    self._tell(site, count.before_boundary())
                     life.at_boundary(None)
             if epochs is None:
                 life.loop_ended()
                 return
+
+    def finish_turn(self) -> None:
+        """The script comes to its end."""
+        if self._unfinished is not None:
+            self._count_unfinished_turn(self._unfinished[0])
+
+    def _count_unfinished_turn(self, position: ResumableLoader) -> None:
+        """A loop that counts its turns, and does not run into its end, leaves the last one without a boundary."""
+        left, self._unfinished = self._unfinished, None
+        if left is None or left[0] is not position:
+            return
+        saver = self._life.saves.saver
+        if saver.updated_since_boundary or (position.gave_all and not saver.sees_updates):
+            self._life.at_boundary(None)
+
+    def _tell(self, site: CallSite, problems: list[str]) -> None:
+        for problem in problems:
+            log.warning("%s: %s", where(site), problem)
 
     def steps(self, count: int) -> Iterator[int]:
         """Each turn ends at a step boundary."""

@@ -25,7 +25,7 @@ from autoresume.data.following import Following
 from autoresume.data.foreign import ForeignLoader
 from autoresume.data.loader import Place, RunLoader, make_loader
 from autoresume.data.ranges import Ranges
-from autoresume.data.resumable_loader import ResumableLoader
+from autoresume.data.resumable_loader import Fetching, ResumableLoader
 from autoresume.data.stateful import StatefulRunLoader
 from autoresume.data.workers import end_workers
 from autoresume.errors import UsageError
@@ -53,20 +53,21 @@ class _Known:
     by_epochs: bool = False
     """`run.batches(loader, epochs=...)` counts its epochs."""
 
+    def state(self) -> dict[str, Any]:
+        return {"made": self.turn, "anew": self.anew, "order": self.order, "loop": self.loader.count.state()}
+
 
 class Positions:
-    """`data_seed` decides the order of data. `before_first` is called before each batch that `run.batches` or a loader
-    of ours gives; `kept` tells which tensors are in `run.state`."""
+    """`data_seed` decides the order of data. `fetching` is told when batches are fetched, `kept` tells which tensors
+    `run.state` has."""
 
-    def __init__(
-        self, resources: Resources, before_first: Callable[[], None], kept: Callable[[], list[torch.Tensor]]
-    ) -> None:
+    def __init__(self, resources: Resources, fetching: Fetching, kept: Callable[[], list[torch.Tensor]]) -> None:
         self.data_seed = resources.run_file.seed
         self._ranges = Ranges()
         self.range = self._ranges.iterate
-        self.following = Following(self._ranges.turn, kept)
+        self.following = Following(self._ranges.turn, fetching, kept)
         self._resources = resources
-        self._before_first = before_first
+        self._fetching = fetching
         self._loaders: dict[str, _Known] = {}
         self._sites: dict[CallSite, list[_Known]] = {}
         self._waiting: dict[str, dict[str, Any]] = {}
@@ -80,7 +81,7 @@ class Positions:
     ) -> RunLoader | StatefulRunLoader:
         """What `run.loader` returns. Raises UsageError."""
         ranks = self._resources.ranks
-        place = Place(ranks.rank, ranks.world_size, self._ranges.turn, self._before_first)
+        place = Place(ranks.rank, ranks.world_size, self._ranges.turn, self._fetching)
         made = make_loader(dataset, place=place, **options)
         self._register(name, site, made, dataset)
         return made
@@ -108,7 +109,7 @@ class Positions:
             if isinstance(loader, (RunLoader, StatefulRunLoader)):
                 return loader  # another one has taken its place
             ranks, turn = self._resources.ranks, self._ranges.turn
-            made = ForeignLoader(loader, ranks.world_size, turn, self._before_first, self.following)
+            made = ForeignLoader(loader, ranks.world_size, turn, self.following)
             known = self._register(None, site, made, getattr(loader, "dataset", None))
         elif isinstance(known.loader, ForeignLoader):
             self._note_turn(known)
@@ -191,6 +192,7 @@ class Positions:
         else:
             known.loader.load_state_dict(state)
         known.anew = known.anew or bool(state["anew"])
+        known.loader.count.load_state(state["loop"])
 
     def set_data_seed(self, seed: int) -> None:
         self.data_seed = seed
@@ -207,15 +209,17 @@ class Positions:
     def commit(self) -> int:
         """A step boundary; the samples that were consumed since the last one."""
         self.following.commit()
-        return sum(known.loader.commit() for known in self._loaders.values())
+        consumed = 0
+        for known in self._loaders.values():
+            consumed += known.loader.commit()
+            for problem in known.loader.problems():
+                log.warning("%s: %s", known.name, problem)
+        return consumed
 
     # -- over lives -------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        made = {
-            name: {**known.loader.state_dict(), "made": known.turn, "anew": known.anew, "order": known.order}
-            for name, known in self._loaders.items()
-        }
+        made = {name: {**known.loader.state_dict(), **known.state()} for name, known in self._loaders.items()}
         loaders = {**self._waiting, **made}
         return {"loaders": loaders, "followed": self.following.state(), "ranges": self._ranges.state()}
 

@@ -33,6 +33,7 @@ class RunState:
             **self._counters(),
             "data_seed": self._positions.data_seed,
             "began": self._generators.began,
+            "draws_first": self._generators.draws_first,
             "reductions": orders,
             **self._positions.state(),
             "rng": rng.get_rng_state(),

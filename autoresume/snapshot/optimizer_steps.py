@@ -25,10 +25,15 @@ class OptimizerSteps:
         """Optimizers that have stepped since the last boundary, and before it, since the one before."""
         self._late: frozenset[int] = frozenset()
         self._late_for: tuple[Any, ...] | None = None
+        self.any_seen = False
         self._hook = register_optimizer_step_pre_hook(self._called)
 
     def close(self) -> None:
         self._hook.remove()
+
+    @property
+    def any_since_boundary(self) -> bool:
+        return bool(self._stepping)
 
     def at_boundary(self) -> None:
         self._stepped, self._stepping = self._stepping, {}
@@ -40,6 +45,7 @@ class OptimizerSteps:
         if capturing():
             return  # it is not done now, and when it is replayed it is not seen
         self._stepping[id(optimizer)] = optimizer
+        self.any_seen = True
         self._before_step()
 
     def late_addresses(

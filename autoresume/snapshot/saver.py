@@ -164,6 +164,16 @@ class Saver:
         leaves = capture(objects, frozenset(), promised).leaves
         return sum(leaf.tensor.numel() * leaf.tensor.element_size() for leaf in leaves)
 
+    @property
+    def updated_since_boundary(self) -> bool:
+        """Whether an optimizer was seen to step since the last step boundary."""
+        return self._optimizers.any_since_boundary
+
+    @property
+    def sees_updates(self) -> bool:
+        """Whether any optimizer was seen to step."""
+        return self._optimizers.any_seen
+
     def at_boundary(self) -> None:
         """At every step boundary, before anything else."""
         self._optimizers.at_boundary()

@@ -91,9 +91,9 @@ while True:
     optimizer.zero_grad(set_to_none=True)
     run.log(loss=loss, best_val_loss=best_val_loss)
     iter_num += 1
+    run.state.loop = X, Y, iter_num, best_val_loss
     if iter_num > max_iters:
         break
-    run.state.loop = X, Y, iter_num, best_val_loss
     run.step()
 torch.save(model.state_dict(), "gpt.pt")
 run.finish()

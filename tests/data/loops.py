@@ -260,7 +260,7 @@ def evaluate(session: Session, test: Any) -> list[Any]:
 def for_each(session: Session, make: Make, count: int) -> None:
     train, test = make(count), make(count - 2)
     for epoch in session.epochs(3):
-        if isinstance(train.sampler, DistributedSampler):
+        if isinstance(getattr(train, "sampler", None), DistributedSampler):
             train.sampler.set_epoch(epoch + 1)
         for batch in train:
             session.step(batch)
@@ -387,6 +387,60 @@ def left_early(session: Session, make: Make, count: int) -> None:
             session.step(batch, at=number)
 
 
+def numbered_batches(session: Session, make: Make, count: int) -> None:
+    train = make(count)
+    for _ in session.epochs(3):
+        for number, batch in enumerate(session.batches(train)):
+            session.train(batch, at=number)
+            session.count += 1
+
+
+def some_batches(session: Session, make: Make, count: int) -> None:
+    """The last turn of each is left without asking for more."""
+    for _ in session.epochs(3):
+        for number, batch in enumerate(itertools.islice(session.batches(make(count)), 2), start=1):
+            session.train(batch, at=number)
+            session.count += 1
+
+
+def draws_before_it_fetches(session: Session, make: Make, count: int) -> None:
+    train = make(count)
+    for _ in session.epochs(3):
+        batches = iter(train)
+        while True:
+            drawn = float(torch.rand(()))
+            batch = next(batches, None)
+            if batch is None:
+                break
+            session.step(batch, at=drawn)
+
+
+def draws_when_it_begins(session: Session, make: Make, count: int) -> None:
+    """Behind run.restore(), in each life."""
+    torch.rand(5)
+    train = make(count)
+    for _ in session.epochs(3):
+        for batch in train:
+            session.step(batch)
+
+
+def counted(session: Session, make: Make, count: int) -> None:
+    train = make(count)
+    for _ in session.epochs(3):
+        batches = iter(train)
+        for number in range(len(train)):
+            session.step(next(batches), at=number)
+
+
+def counted_batches(session: Session, make: Make, count: int) -> None:
+    train = make(count)
+    for _ in session.epochs(3):
+        batches = session.batches(train)
+        for number in range(len(train)):
+            session.train(next(batches), at=number)
+            session.count += 1
+
+
 def skipped_by_itself(session: Session, make: Make, count: int) -> None:
     """A script that goes on by itself: it passes over what it knows to be done."""
     train = make(count)
@@ -451,11 +505,26 @@ ORDINARY = [
         kept_ahead,
         accumulated,
         left_early,
+        numbered_batches,
+        draws_before_it_fetches,
+        draws_when_it_begins,
     )
 ]
 LOOPS: dict[str, Callable[[Session, Make, int], None]] = {
     **{name: one for name, one in globals().items() if name in ORDINARY},
-    **{one.__name__: one for one in (skipped_by_itself, left_alone, said_to_be_ahead, cycled, another_each_life)},
+    **{
+        one.__name__: one
+        for one in (
+            some_batches,
+            counted,
+            counted_batches,
+            skipped_by_itself,
+            left_alone,
+            said_to_be_ahead,
+            cycled,
+            another_each_life,
+        )
+    },
 }
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch.utils.data import DataLoader
 
+from autoresume import current
 from tests.data import loops
 from tests.data.loops import Log, makers
 
@@ -102,6 +104,40 @@ def test_a_loader_that_is_left_alone(tmp_path: Path) -> None:
         step: batches for step, (batches, *_) in got.log.items()
     }
     assert not got.told
+
+
+def of_run_loader(count: int) -> Any:
+    return current().loader(loops.Noisy(count, True), batch_size=3, shuffle=True)
+
+
+OVER_OURS = ["numbered", "numbered_batches", "left_early", "endless", "accumulated", "made_anew", "some_batches"]
+OVER_OURS += ["draws_before_it_fetches", "draws_when_it_begins", "pairs", "one_after_the_other", "evaluated_inside"]
+
+
+@pytest.mark.parametrize("loop", OVER_OURS)
+def test_loops_over_our_loader(loop: str, tmp_path: Path) -> None:
+    """The same loops over what run.loader makes: interrupted at each step, or at random, they are the undisturbed one."""
+    wanted = loops.interrupted(loop, of_run_loader, SAMPLES, tmp_path / "whole", {}, 100)
+    for name, cuts, save_every in (
+        ("each", dict.fromkeys(range(40), "TERM"), 100),
+        ("random", *random_cuts(loop, "ours")),
+    ):
+        got = loops.interrupted(loop, of_run_loader, SAMPLES, tmp_path / name, cuts, save_every)
+        assert not differences(wanted.log, got.log), (name, cuts)
+
+
+@pytest.mark.parametrize("loop", ["counted", "counted_batches"])
+@pytest.mark.parametrize("make", [of_run_loader, makers(0, True)["shuffled"]], ids=["ours", "own"])
+def test_loops_that_count_to_the_end(loop: str, make: loops.Make, tmp_path: Path) -> None:
+    """A loop that takes len(loader) batches, and never asks for one more, begins a new epoch each time; and its last
+    turn is a step, too."""
+    whole = loops.interrupted(loop, make, SAMPLES, tmp_path / "whole", {}, 100)
+    assert sorted(whole.log) == list(range(9))
+    epochs = [sorted(item[0] for step in range(at, at + 3) for item in whole.log[step][0][0]) for at in (0, 3, 6)]
+    assert epochs == [list(range(SAMPLES))] * 3
+    assert {path.name.split("_")[1] for path in (tmp_path / "whole").glob("checkpoints/*")} == {"U9"}
+    if make is not of_run_loader:
+        assert not differences(loops.plain(loop, make, SAMPLES), whole.log)
 
 
 @pytest.mark.parametrize("gradients", [True, False])

@@ -39,8 +39,14 @@ class Counted(Dataset[int]):
         raise AssertionError("nobody asked for it")
 
 
-def nothing() -> None:
-    return
+class Unseen:
+    """Nobody looks at what is fetched."""
+
+    def going_on(self) -> None:
+        pass
+
+    def fetching(self) -> None:
+        pass
 
 
 def outside() -> str:
@@ -55,7 +61,7 @@ def ours(dataset: Counted) -> RunLoader:
         drop_last=False,
         fetched_ahead=0,
         options={},
-        place=Place(0, 1, outside, nothing),
+        place=Place(0, 1, outside, Unseen()),
     )
     made.reseed(3)
     assert isinstance(made, RunLoader)
@@ -64,7 +70,7 @@ def ours(dataset: Counted) -> RunLoader:
 
 def foreign(dataset: Counted) -> ForeignLoader:
     loader: Any = DataLoader(dataset, batch_size=4, sampler=RandomSampler(dataset))
-    made = ForeignLoader(loader, 1, outside, nothing, Following(outside, list))
+    made = ForeignLoader(loader, 1, outside, Following(outside, Unseen(), list))
     made.kept = loader  # type: ignore[attr-defined]  (a script holds its loader)
     return made
 
@@ -72,7 +78,7 @@ def foreign(dataset: Counted) -> ForeignLoader:
 @pytest.fixture
 def followed() -> Iterator[None]:
     """As while a run is open."""
-    every = EveryLoader(lambda: (0, 1), Following(outside, list).begin)
+    every = EveryLoader(lambda: (0, 1), Following(outside, Unseen(), list).begin)
     every.install()
     yield
     every.remove()

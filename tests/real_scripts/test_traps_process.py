@@ -178,11 +178,12 @@ def test_the_script_s_own_failures(stage: Stage) -> None:
 
 
 def test_a_script_that_leaves_when_it_has_enough(stage: Stage) -> None:
-    """sys.exit(0) after run.finish() is an end: nothing goes on afterwards."""
+    """sys.exit(0) after run.finish() is an end: nothing goes on afterwards. An update that was made before it, and behind
+    the last boundary, is a step."""
     place = stage.place("run")
     assert place.run("errors.py", "enough").code == 0
     again = place.run("errors.py")
-    assert (again.code, "is finished: it ended after step 3" in again.err) == (0, True)
+    assert (again.code, "is finished: it ended after step 4" in again.err) == (0, True)
     assert [record["ended"]["how"] for record in place.incarnations()] == ["finished"]
 
 

@@ -31,6 +31,8 @@ from autoresume.state import rng
 
 _MOST_DRAWS = 64
 """A sampler that draws more often than so in a pass would fill the checkpoint with states of generators."""
+_LOOKS = 3
+"""Batches of a stream that are looked at."""
 _HELD = 8
 """Batches that a loop may hold, as far as random numbers that are drawn while they are read are kept for it."""
 
@@ -54,6 +56,9 @@ class Drawing:
         self._generator = loader.generator  # for the workers' seed it may be another one
         self._ready: deque[tuple[int, Any]] = deque()
         self._prepared: Iterator[Any] | None = None
+        self.stream_draws = False
+        """The dataset of a stream draws from the process's generators while it is read."""
+        self._looks = _LOOKS if self.is_stream and not loader.num_workers else 0
         self._now: dict[str, Any] | None = None
 
     @property
@@ -141,6 +146,15 @@ class Drawing:
         if self._now is not None:
             self._read_with(self._now)
             self._now = None
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """A batch is read in this block."""
+        before = rng.rng_digests() if self._looks and self.drawn else None
+        yield
+        if before is not None:
+            self._looks -= 1
+            self.stream_draws = self.stream_draws or before != rng.rng_digests()
 
     # -- generators -----------------------------------------------------------------------------------
 

@@ -100,7 +100,7 @@ class LoaderPass:
         try:
             if record.ended:
                 raise StopIteration
-            with _running(self):
+            with _running(self), record.drawing.reading() if record.drawing is not None else _nothing_around:
                 batch = next(self.batches)
         except StopIteration:
             record.ended = True
@@ -120,7 +120,8 @@ class LoaderPass:
             own_state.put(self.loader, generators["own"])
         batches = make()
         log.warning(
-            "skipping %d batches of a %s that can't seek; run.loader(dataset) goes there at once",
+            "skipping %d batches of a %s that can't seek: they are read, and left. With a state_dict in its dataset, "
+            "run.loader(dataset) goes there at once",
             count,
             type(self.loader).__name__,
         )
@@ -183,6 +184,7 @@ unfollowed: weakref.WeakSet[DataLoader[Any]] = weakref.WeakSet()
 """Loaders inside of other ones, whose position these keep."""
 
 _local = threading.local()
+_nothing_around = contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -7,13 +7,14 @@ trace in it.
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
-from autoresume.data import batch_observer
+from autoresume.data import batch_observer, stream_state
 from autoresume.data.counters import LoopCount
 from autoresume.data.loader_pass import unfollowed
 from autoresume.data.resumable_loader import Fetching, PassTurn
@@ -38,9 +39,11 @@ class StatefulRunLoader:
             raise UsageError(
                 "an iterable dataset needs torchdata to keep its position: pip install 'autoresume-hpc[stateful]'"
             ) from error
-        options = dict(options)
-        self.loader = StatefulDataLoader(dataset, batch_size=batch_size, generator=torch.Generator(), **options)
-        unfollowed.add(self.loader)
+        self._kind: Any = StatefulDataLoader
+        self._options = {"batch_size": batch_size, **options}
+        self.loader = self._make(dataset)
+        self._believed: bool | None = None
+        """Whether the state that the dataset offers is used; None before that is known."""
         self.dataset = dataset
         self.batch_size = batch_size
         self.epoch = 0
@@ -77,6 +80,7 @@ class StatefulRunLoader:
 
     def __iter__(self) -> Iterator[Any]:
         if self.driven:
+            self._decide_on_state()
             return iter(self.loader)
         self.start_next_epoch_if_over()
         return self._pass()
@@ -87,13 +91,30 @@ class StatefulRunLoader:
             self.count.begin(self.epoch, False)
         if self._empty:
             return _StatefulPass(self, iter(()), 0)
+        self._decide_on_state()
         state = self._position()
         if self._resumes:
             self._resumes = False
             self._fetching.going_on()
         if state is not None:
             self.loader.load_state_dict(state)
+        else:
+            # As DataLoader does, for the workers' seed: the script's own random numbers stay those that they were.
+            torch.empty((), dtype=torch.int64).random_()
         return _StatefulPass(self, iter(self.loader), _count(state) if state is not None else 0)
+
+    def _make(self, source: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata 0.11 calls it
+            made = self._kind(source, generator=torch.Generator(), **self._options)
+        unfollowed.add(made)
+        return made
+
+    def _decide_on_state(self) -> None:
+        if self._believed is None:
+            self._believed = stream_state.believe(self.dataset) if stream_state.offers_state(self.dataset) else True
+        if not self._believed and not isinstance(self.loader.dataset, stream_state.Stateless):
+            self.loader = self._make(stream_state.Stateless(self.dataset))
 
     def _position(self) -> dict[str, Any] | None:
         return self._stepped.state() if self._stepped is not None else self._restored
@@ -119,17 +140,19 @@ class StatefulRunLoader:
             "over": self.over or self._empty,
             "turn": self._turn.begun,
             "driven": self.driven,
+            "believed": self._believed,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state.get("kind") != "stateful":
             raise UsageError(f"this loader was a {state.get('kind')} loader when the checkpoint was written")
         self.epoch, self._restored, self._empty = int(state["epoch"]), state["state"], bool(state["over"])
-        self.driven = bool(state["driven"])
+        self.driven, self._believed = bool(state["driven"]), state["believed"]
         self._turn.load_state(state)
         self._resumes = self._restored is not None
 
     def follow(self, state: dict[str, Any]) -> None:
+        self._believed = state["believed"]
         begun = bool(state["over"]) or state["state"] is not None
         self.epoch, self.driven = int(state["epoch"]) + begun, bool(state["driven"])
 

@@ -1,4 +1,5 @@
-"""What is known of libraries that wrap a loader in a class of their own, which is no DataLoader.
+"""What is known of other libraries: of those that wrap a loader in a class of their own, which is no DataLoader, and of
+datasets.
 
 Law: facts about others' classes stand here, and nowhere else.
 """
@@ -34,6 +35,19 @@ def after_empty_pass(wrapper: Any) -> None:
     """
     if _is_accelerates(wrapper) and isinstance(getattr(wrapper, "iteration", None), int):
         wrapper.iteration += 1
+
+
+def state_is_incomplete(dataset: Any) -> bool:
+    """Whether its `state_dict` is known to leave something out.
+
+    Hugging Face's datasets 5.2 fill a shuffle buffer anew after a resume, with other items.
+    """
+    part = getattr(dataset, "_ex_iterable", None)
+    for _ in range(20):
+        if part is None or type(part).__name__ == "BufferShuffledExamplesIterable":
+            break
+        part = getattr(part, "ex_iterable", None)
+    return part is not None
 
 
 def _is_accelerates(wrapper: Any) -> bool:

@@ -27,13 +27,14 @@ from torch.utils.data import (
 )
 
 from autoresume.data import own_state
+from autoresume.data.worker_rng import WorkerGenerators
 from autoresume.state import rng
 
 _MOST_DRAWS = 64
 """A sampler that draws more often than so in a pass would fill the checkpoint with states of generators."""
 _LOOKS = 3
 """Batches of a stream that are looked at."""
-_HELD = 8
+MOST_HELD = 8
 """Batches that a loop may hold, as far as random numbers that are drawn while they are read are kept for it."""
 
 
@@ -53,9 +54,16 @@ class Drawing:
         self.begun: list[dict[str, Any]] = []
         self.log: dict[int, dict[str, Any]] = {}
         self._held: dict[int, dict[str, Any]] = {}
+        self._start = 0
         self._generator = loader.generator  # for the workers' seed it may be another one
         self._ready: deque[tuple[int, Any]] = deque()
         self._prepared: Iterator[Any] | None = None
+        self.workers_begin: torch.Tensor | None = None
+        """Where the workers' generators are to begin, in the order of their turns."""
+        self.worker_generators: WorkerGenerators | None = None
+        self._persists = loader.persistent_workers or not getattr(loader, "in_order", True)
+        """The workers go on with other passes, or in no order."""
+        self._lost = False
         self.stream_draws = False
         """The dataset of a stream draws from the process's generators while it is read."""
         self._looks = _LOOKS if self.is_stream and not loader.num_workers else 0
@@ -76,7 +84,43 @@ class Drawing:
             "log": self.log if not self.too_often else {},
             "held": {number: kept for number, kept in self._held.items() if number >= position},
             "now": self._own_generators(),
+            "workers": self._workers(position - self._start),
         }
+
+    def _workers(self, given: int) -> torch.Tensor | None:
+        noted = self.worker_generators
+        if noted is None or self._persists:
+            return None
+        state = noted.state(given)
+        self._lost = state is None
+        return state
+
+    def problems(self) -> list[str]:
+        """What is to be told of it."""
+        found, noted = [], self.worker_generators
+        if self.stream_draws:
+            found.append(
+                "the dataset draws random numbers of this process while it is read, which are others when it is read "
+                "again up to its place, after a resume. Give it a generator of its own, or a state (and run.loader), "
+                "or workers."
+            )
+        if noted is not None and self._persists and bool(noted.drew[:, 0].any()):
+            found.append(
+                "its workers draw random numbers, and persist (or hand out batches in no order): after a resume in the "
+                "middle of an epoch they draw others. Make the loader with persistent_workers=False, or with "
+                "run.loader(dataset, ...)."
+            )
+        if self._lost:
+            found.append(
+                "where the random numbers of its workers stand is not known in this checkpoint: they hand out more "
+                "batches ahead than was kept, or do not answer. After a resume from it they draw others."
+            )
+        if noted is not None and bool(noted.drew[:, 1].any()):
+            found.append(
+                "its dataset draws, in the workers, from a generator of its own, whose state there nobody has: after a "
+                "resume in the middle of an epoch it begins anew. Draw from numpy's, torch's or python's own."
+            )
+        return found
 
     def go_on(self, sampler: Any, again: dict[str, Any]) -> None:
         """Draw again what was drawn in an earlier life, whose state `again` is."""
@@ -99,7 +143,10 @@ class Drawing:
         rng.set_rng_state(now)
         self.begun, self.drawn, self.exhausted = again["begun"], int(again["drawn"]), bool(again["exhausted"])
         self._held = {int(number): kept for number, kept in again["held"].items()}
-        self.seed = again["seed"]
+        self.seed, self.workers_begin = again["seed"], again["workers"]
+        if self.workers_begin is not None and len(self.workers_begin) != getattr(self.loader(), "num_workers", 0):
+            self.workers_begin = None
+        self._start = int(again["position"])
         self._prepared = _Indices(self, items, watched=not is_pure(sampler))
 
     def take_over_stream(self, again: dict[str, Any]) -> None:
@@ -137,7 +184,7 @@ class Drawing:
             self.log[self.drawn] = before
         if self.keeps_held:
             self._held[self.drawn] = self._reading()
-            self._held.pop(self.drawn - _HELD, None)
+            self._held.pop(self.drawn - MOST_HELD, None)
         self.drawn += 1
         return item
 

@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
-from autoresume.data.drawing import replaced
+from autoresume.data.drawing import MOST_HELD, replaced
 from autoresume.data.loader_pass import Sampler, running, unfollowed
+from autoresume.data.worker_rng import NotingWorker, WorkerGenerators
 from autoresume.data.worker_seeds import private_worker_seed
 from autoresume.data.workers import WorkerInit
 
@@ -83,7 +84,7 @@ class EveryLoader:
             with contextlib.ExitStack() as stack:
                 sampler = _followed_sampler(loader)
                 if getattr(loader, "num_workers", 0) > 0:
-                    stack.enter_context(replaced(loader, worker_init_fn=WorkerInit(loader.worker_init_fn)))
+                    stack.enter_context(replaced(loader, worker_init_fn=_first_in_workers(loader, sampler)))
                 if sampler is not None and sampler.seed is not None:
                     generator = torch.Generator()
                     generator.set_state(sampler.seed)
@@ -98,6 +99,14 @@ class EveryLoader:
         return get_iterator
 
 
+def _first_in_workers(loader: DataLoader[Any], sampler: Sampler | None) -> WorkerInit:
+    chained = loader.worker_init_fn
+    if sampler is None or isinstance(loader.dataset, IterableDataset):
+        return WorkerInit(chained)
+    sampler.generators = WorkerGenerators(loader.num_workers, (loader.prefetch_factor or 2) + MOST_HELD + 2)
+    return NotingWorker(chained, sampler.generators, sampler.begin)
+
+
 def _followed_sampler(loader: DataLoader[Any]) -> Sampler | None:
     """What torch's iterator gets in place of the loader's sampler, where it is made for a pass that is followed."""
     current = running()
@@ -107,7 +116,7 @@ def _followed_sampler(loader: DataLoader[Any]) -> Sampler | None:
     drawing = current.drawing(loader, made.sampler)
     if drawing is None:
         return None
-    made.seed = drawing.seed
+    made.seed, made.begin = drawing.seed, drawing.workers_begin
     return made
 
 

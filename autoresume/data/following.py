@@ -119,7 +119,7 @@ class Following:
         if not fitting:
             for state in there:
                 if state["passes"]:
-                    self._tell(
+                    self.tell(
                         f"{name}: the run was interrupted here in the middle of a loader ({state['form']}), and this "
                         f"is another one ({form}): it is taken as it is."
                     )
@@ -142,7 +142,7 @@ class Following:
         """A step boundary. Raises UsageError where the script passes over batches that were passed over already."""
         for reader in self._readers:
             for message in reader.boundary():
-                self._tell(message)
+                self.tell(message)
         self._readers = [one for one in self._readers if one.trains or one.is_alive or one.loader() is not None]
 
     def refuse_untrained_end(self) -> None:
@@ -150,7 +150,7 @@ class Following:
         for reader in self._readers:
             reader.refuse_untrained_end()
 
-    def _tell(self, message: str) -> None:
+    def tell(self, message: str) -> None:
         if message not in self._told:
             self._told.add(message)
             log.warning("%s", message)

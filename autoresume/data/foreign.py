@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from autoresume.data import batch_observer, own_state
 from autoresume.data.counters import LoopCount
@@ -56,16 +56,6 @@ class ForeignLoader:
         self._empty = False
         """The restored pass had come to its end: it gives nothing."""
         self._handed_out = 0
-        if (
-            isinstance(loader, DataLoader)
-            and loader.num_workers > 0
-            and not isinstance(loader.dataset, IterableDataset)
-        ):
-            log.warning(
-                "the workers of a DataLoader that was not made by run.loader draw random numbers that depend on "
-                "their whole past: random augmentations differ after a resume in the middle of an epoch. Make it "
-                "with run.loader(dataset, ...) to have them exact."
-            )
 
     @property
     def loader(self) -> Any:
@@ -157,7 +147,8 @@ class ForeignLoader:
         return max(0, batches) * self._batch_size * self.world_size
 
     def problems(self) -> list[str]:
-        return []
+        drawing = self._record.drawing if self._record is not None else None
+        return drawing.problems() if drawing is not None else []
 
     def state_dict(self) -> dict[str, Any]:
         loader = self.loader

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from autoresume.data import batch_observer, own_state
 from autoresume.data.drawing import Drawing
 from autoresume.data.own_state import OwnState
+from autoresume.data.worker_rng import WorkerGenerators
 from autoresume.state import rng
 
 log = logging.getLogger("autoresume")
@@ -157,6 +158,9 @@ class Sampler:
         self.sampler = sampler
         self.seed: torch.Tensor | None = None
         """The generator of the workers' seed before it was drawn."""
+        self.generators: WorkerGenerators | None = None
+        self.begin: torch.Tensor | None = None
+        """Where the workers' generators begin."""
         self._loader = weakref.ref(loader)
 
     def __iter__(self) -> Iterator[Any]:
@@ -164,6 +168,7 @@ class Sampler:
         drawing = current.drawing(loader, self.sampler) if current is not None and loader is not None else None
         if drawing is None:
             return iter(self.sampler)
+        drawing.worker_generators = self.generators
         indices = drawing.begin(self.sampler)
         if self.seed is None and loader is not None:
             own = loader.generator

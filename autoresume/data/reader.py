@@ -134,12 +134,8 @@ class Reader:
             held = self.held.of_ended(self._outstanding)
         self._train(self._outstanding - held)
         told = self._look_for_counters()
-        if newest.drawing is not None and newest.drawing.stream_draws:
-            told.append(
-                f"{self.where}: the dataset draws random numbers of this process while it is read, which are others "
-                "when it is read again up to its place, after a resume. Give it a generator of its own, or a state "
-                "(and run.loader), or workers."
-            )
+        if newest.drawing is not None:
+            told += [f"{self.where}: {problem}" for problem in newest.drawing.problems()]
         if not self.held.settled:
             return told
         if not self.held.ahead and newest.drawing is not None and not newest.drawing.always_keeps:

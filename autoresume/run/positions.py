@@ -213,7 +213,7 @@ class Positions:
         for known in self._loaders.values():
             consumed += known.loader.commit()
             for problem in known.loader.problems():
-                log.warning("%s: %s", known.name, problem)
+                self.following.tell(f"{known.name}: {problem}")
         return consumed
 
     # -- over lives -------------------------------------------------------------------------------

@@ -207,7 +207,7 @@ def makers(workers: int, augment: bool) -> dict[str, Make]:
     whole = {key: value for key, value in options.items() if key != "batch_size"}
 
     def data(count: int) -> Noisy:
-        return Noisy(count, augment and not workers)
+        return Noisy(count, augment)
 
     def seeded() -> torch.Generator:
         return torch.Generator().manual_seed(6)

@@ -37,11 +37,15 @@ def test_around_evaluation(stage: Stage) -> None:
     stage.compare("epochs.py", "run", "0", nasty=nasty, save_every="2")
 
 
-def test_workers_of_others_are_warned_about(stage: Stage) -> None:
-    """Random augmentation in a foreign loader's workers can't be repeated: that is said, with the way out."""
-    ended = stage.place("one").run("epochs.py", "shuffled", "1")
-    assert "run.loader" in ended.err
-    assert "augmentation" in ended.err
+@pytest.mark.parametrize("kind", ["drawing", "still", "own"])
+def test_workers_that_persist_are_warned_about(stage: Stage, kind: str) -> None:
+    """What workers that persist draw, or what a dataset draws in workers from a generator of its own, can't be repeated:
+    that is said, with the way out. Where nothing random happens in them, nothing is said."""
+    ended = stage.place("one").run("drawing_workers.py", kind)
+    assert ended.code == 0, ended.err
+    assert ("persistent_workers=False" in ended.err) == (kind == "drawing")
+    assert ("a generator of its own" in ended.err) == (kind == "own")
+    assert ("random numbers" in ended.err) == (kind == "drawing")
 
 
 @pytest.mark.parametrize("kind", ["plain", "persistent", "shared"])

@@ -75,7 +75,8 @@ def main(run: Run) -> None:
     )
     workers = 2 if MISTAKE in ("workers", "none-workers") else 0
     if MISTAKE in ("workers", "loader-anew"):
-        loader = DataLoader(data, BATCH, shuffle=True, num_workers=workers)
+        persist = {"persistent_workers": True} if workers else {}
+        loader = DataLoader(data, BATCH, shuffle=True, num_workers=workers, **persist)
         if MISTAKE == "loader-anew":
             run.follow(loader, False)
     else:

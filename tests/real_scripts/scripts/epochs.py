@@ -41,7 +41,7 @@ def loaders(run: Run, kind: str, workers: int):
     options = {"num_workers": workers, "batch_size": 4, **persistent}
     if kind.startswith("run"):
         return run.loader(Numbers(), shuffle=True, **options), run.loader(Numbers(7), **options)
-    plain = Numbers(augment=workers == 0)  # foreign workers' augmentation is warned about, not repeated
+    plain = Numbers(augment=not persistent)  # in workers that persist it is warned about, not repeated
     test = DataLoader(Numbers(7, augment=False), batch_size=4, num_workers=workers)
     if kind.startswith("shuffled"):  # a RandomSampler draws from the global generator
         return DataLoader(plain, shuffle=True, **options), test

@@ -32,6 +32,8 @@ from autoresume.state import rng
 
 _MOST_DRAWS = 64
 """A sampler that draws more often than so in a pass would fill the checkpoint with states of generators."""
+_LONG = 64
+"""A pass without a boundary for so many batches is no training, for all that is known."""
 _LOOKS = 3
 """Batches of a stream that are looked at."""
 MOST_HELD = 8
@@ -66,6 +68,7 @@ class Drawing:
         self._lost = False
         self.stream_draws = False
         """The dataset of a stream draws from the process's generators while it is read."""
+        self._before_reading: dict[str, str] = {}
         self._looks = _LOOKS if self.is_stream and not loader.num_workers else 0
         self._now: dict[str, Any] | None = None
 
@@ -182,7 +185,7 @@ class Drawing:
             raise
         if before is not None and (self.drawn == 0 or not same(before, self._generators())):
             self.log[self.drawn] = before
-        if self.keeps_held:
+        if self.always_keeps or (self.keeps_held and self.drawn < _LONG):
             self._held[self.drawn] = self._reading()
             self._held.pop(self.drawn - MOST_HELD, None)
         self.drawn += 1
@@ -194,14 +197,16 @@ class Drawing:
             self._read_with(self._now)
             self._now = None
 
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[None]:
-        """A batch is read in this block."""
-        before = rng.rng_digests() if self._looks and self.drawn else None
-        yield
-        if before is not None:
-            self._looks -= 1
-            self.stream_draws = self.stream_draws or before != rng.rng_digests()
+    def looks_at_stream(self) -> bool:
+        """Before a batch is read: whether `look_at_stream` is to be called behind it."""
+        if not self._looks or not self.drawn:
+            return False
+        self._before_reading = rng.rng_digests()
+        return True
+
+    def look_at_stream(self) -> None:
+        self._looks -= 1
+        self.stream_draws = self.stream_draws or self._before_reading != rng.rng_digests()
 
     # -- generators -----------------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ class HeldBatches:
         self.given = False
         """Said by the script, not found out."""
         self._counts: list[int] = []
+        self._noted = 0
         self._trained = 0
         """Batches that the last step trained on, but for steps at the end."""
         self._forward: list[int] = []
@@ -51,9 +52,12 @@ class HeldBatches:
 
     def note(self, batch: Any) -> None:
         """A batch was handed out."""
-        if not self.settled and not self._counts:
+        if self.settled and not self.ahead:
+            return
+        if not self.settled and not self._counts and len(self._forward) < _MOST:
             self._forward.append(_noted_by_autograd())
-        if self.ahead or not self.settled:
+        if self.ahead or self._noted < _MOST:
+            self._noted += 1
             self._newest.append([weakref.ref(tensor) for tensor in _tensors(batch)])
 
     def at_boundary(self, new: int, outstanding: int, ended: bool, at_end: bool) -> int:

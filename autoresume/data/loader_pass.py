@@ -98,17 +98,22 @@ class LoaderPass:
             begins, self.on_first = self.on_first(self), None
             if not begins:
                 record.ended = True
+        drawing, stack = record.drawing, _stack()
+        looks = drawing is not None and drawing.looks_at_stream()
+        stack.append(self)
         try:
             if record.ended:
                 raise StopIteration
-            with _running(self), record.drawing.reading() if record.drawing is not None else _nothing_around:
-                batch = next(self.batches)
+            batch = next(self.batches)
         except StopIteration:
             record.ended = True
             raise
         finally:
+            stack.pop()
             if record.drawing is not None:
                 record.drawing.settle()
+        if looks and drawing is not None:
+            drawing.look_at_stream()
         record.given += 1
         self.on_batch(record, batch)
         return batch
@@ -189,12 +194,19 @@ unfollowed: weakref.WeakSet[DataLoader[Any]] = weakref.WeakSet()
 """Loaders inside of other ones, whose position these keep."""
 
 _local = threading.local()
-_nothing_around = contextlib.nullcontext()
+
+
+def _stack() -> list[LoaderPass]:
+    try:
+        found: list[LoaderPass] = _local.stack
+    except AttributeError:
+        found = _local.stack = []
+    return found
 
 
 @contextlib.contextmanager
 def _running(one: LoaderPass) -> Iterator[None]:
-    stack = _local.__dict__.setdefault("stack", [])
+    stack = _stack()
     stack.append(one)
     try:
         yield
@@ -204,7 +216,7 @@ def _running(one: LoaderPass) -> Iterator[None]:
 
 def running() -> LoaderPass | None:
     """The pass that this thread is fetching a batch of."""
-    stack = _local.__dict__.get("stack")
+    stack = _stack()
     return stack[-1] if stack else None
 
 

@@ -103,6 +103,8 @@ def form(loader: Any) -> str:
     parts = []
     for path, one in _holders(loader):
         name = type(one).__qualname__
+        if "num_replicas" in vars(one):
+            name += f" for {vars(one)['num_replicas']}"  # of a part of the data: with other ranks it is another one
         parts.append(f"{path.rpartition('.')[2]}={name}" if path else name)
     dataset = getattr(loader, "dataset", None)
     try:

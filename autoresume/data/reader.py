@@ -7,6 +7,7 @@ over batches a second time is refused before anything of that is saved.
 from __future__ import annotations
 
 import logging
+import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +23,10 @@ from autoresume.data.loader_pass import LoaderPass, PassRecord
 from autoresume.errors import UsageError
 
 log = logging.getLogger("autoresume")
+
+
+_PLAIN = 50
+"""Boundaries of a plain loop from one look at its data to the next."""
 
 
 @dataclass
@@ -67,6 +72,9 @@ class Reader:
     """Before the resume."""
     _is_counted: bool = False
     _length_before: int = 0
+    _boundaries: int = 0
+    _thread: int = 0
+    """The one that fetched last."""
 
     @property
     def is_alive(self) -> bool:
@@ -95,6 +103,7 @@ class Reader:
             self._segments.clear()  # what was handed out and is not held, when another pass begins, was left
         self._segments.append(_Segment(made.record, made.record.given))
         self._is_counted = False
+        self._keep_what_is_held(made.record)
         if again is not None:
             if self._was_counted:
                 counted, self._was_counted = self._was_counted, []
@@ -111,6 +120,7 @@ class Reader:
 
     def note(self, batch: Any) -> None:
         self._handed_out += 1
+        self._thread = threading.get_ident()
         self.held.note(batch)
 
     # -- the boundary ---------------------------------------------------------------------------------
@@ -120,6 +130,11 @@ class Reader:
         new, self._handed_out = self._handed_out, 0
         if not self._segments:
             return []
+        if self._is_plain and self.is_alive:
+            self._boundaries += 1
+            self._segments[0].trained = self._segments[0].record.given
+            if self._boundaries % _PLAIN:
+                return []
         if self.is_alive:
             self.trains = True
         elif not self.trains:
@@ -127,20 +142,35 @@ class Reader:
             return []
         if self._passed_over is not None:
             self._refuse_others_ways(new)
+        elsewhere = self._thread != threading.get_ident()
+        if elsewhere:
+            self.held.say(0)
         newest, was_settled = self._segments[-1].record, self.held.settled
         if new or self.alive() is not None:
-            held = self.held.at_boundary(new, self._outstanding, newest.ended, self._at_end(newest))
+            at_end = not was_settled and self._at_end(newest)
+            held = self.held.at_boundary(new, self._outstanding, newest.ended, at_end)
         else:
             held = self.held.of_ended(self._outstanding)
         self._train(self._outstanding - held)
         told = self._look_for_counters()
         if newest.drawing is not None:
             told += [f"{self.where}: {problem}" for problem in newest.drawing.problems()]
+        if elsewhere:
+            told.append(
+                f"{self.where}: this loader is iterated in a thread of its own, ahead of the loop by nobody knows how "
+                "many batches: those are passed over after a resume. Iterate it where run.step() is called; "
+                "num_workers fetches ahead, too."
+            )
         if not self.held.settled:
             return told
-        if not self.held.ahead and newest.drawing is not None and not newest.drawing.always_keeps:
-            newest.drawing.keeps_held = False
+        self._keep_what_is_held(newest)
         return told if was_settled or not self.held.ahead else [*told, self._looks_ahead()]
+
+    @property
+    def _is_plain(self) -> bool:
+        """It holds nothing, and all that is to be found out about it is known."""
+        held = self.held.ahead or not self.held.settled or self._passed_over is not None
+        return self.trains and self._is_counted and len(self._segments) == 1 and not held
 
     def _look_for_counters(self) -> list[str]:
         batches = self.alive()
@@ -149,6 +179,13 @@ class Reader:
         self._is_counted = True
         problems = self._counters.look(batches, self._segments[-1].trained, self._length_before)
         return [f"{self.where}: {problem}" for problem in problems]
+
+    def _keep_what_is_held(self, record: PassRecord) -> None:
+        """The generators that the last batches were read with: only for loops that hold some."""
+        drawing = record.drawing
+        if self.held.settled and drawing is not None and drawing.keeps_held:
+            drawing.always_keeps = drawing.always_keeps or self.held.ahead > 0
+            drawing.keeps_held = drawing.always_keeps
 
     def _train(self, count: int) -> None:
         for one in self._segments:

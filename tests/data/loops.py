@@ -10,8 +10,10 @@ import contextlib
 import itertools
 import logging
 import os
+import queue
 import random
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -477,6 +479,20 @@ def said_to_be_ahead(session: Session, make: Make, count: int) -> None:
             session.step(batch)
 
 
+def in_a_thread(session: Session, make: Make, count: int) -> None:
+    """Fetches ahead in a thread, as prefetchers do."""
+    fetched: queue.Queue[Any] = queue.Queue(2)
+
+    def fetch() -> None:
+        for batch in make(count):
+            fetched.put(batch)
+        fetched.put(None)
+
+    threading.Thread(target=fetch, daemon=True).start()
+    while (batch := fetched.get()) is not None:
+        session.step(batch)
+
+
 def cycled(session: Session, make: Make, count: int) -> None:
     for batch in itertools.islice(itertools.cycle(make(count)), 12 - session.steps):
         session.step(batch)
@@ -521,6 +537,7 @@ LOOPS: dict[str, Callable[[Session, Make, int], None]] = {
             skipped_by_itself,
             left_alone,
             said_to_be_ahead,
+            in_a_thread,
             cycled,
             another_each_life,
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from autoresume import current
 from tests.data import loops
@@ -152,6 +153,12 @@ def test_what_is_held_may_be_said(first: int, gradients: bool, tmp_path: Path) -
     assert not any("batch" in message for message in got.told)
 
 
+def test_a_thread_that_fetches_is_told(tmp_path: Path) -> None:
+    """How far a thread is ahead of the loop nobody knows: told at the first boundary, with what to do."""
+    got = loops.interrupted("in_a_thread", makers(0, False)["plain"], 24, tmp_path, {}, 1)
+    assert any("in a thread of its own" in message for message in got.told)
+
+
 def test_cycle_is_told(tmp_path: Path) -> None:
     """itertools.cycle keeps what nobody can see: told at the first boundary, with the line that mends it."""
     got = loops.interrupted("cycled", makers(0, True)["shuffled"], SAMPLES, tmp_path, {}, 1)
@@ -170,3 +177,15 @@ def test_torch_is_left_as_it_was(tmp_path: Path) -> None:
     loops.interrupted("for_each", makers(0, True)["shuffled"], SAMPLES, tmp_path, {1: "TERM"}, 1)
     assert {name: vars(DataLoader)[name] for name in before} == before
     assert "__init_subclass__" not in vars(DataLoader)
+
+
+def test_another_number_of_ranks(tmp_path: Path) -> None:
+    """A sampler that deals out the parts of other ranks is another one: the place in it means nothing, which is told."""
+    life = itertools.count(2)
+
+    def make(count: int) -> loops.DataLoader[Any]:
+        data = loops.Noisy(count, True)
+        return DataLoader(data, batch_size=3, sampler=DistributedSampler(data, next(life), 0, shuffle=False))
+
+    got = loops.interrupted("through_generator", make, 24, tmp_path, {1: "TERM"}, 1)
+    assert any("another one" in message for message in got.told)

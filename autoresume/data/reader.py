@@ -25,8 +25,8 @@ from autoresume.errors import UsageError
 log = logging.getLogger("autoresume")
 
 
-_PLAIN = 50
-"""Boundaries of a plain loop from one look at its data to the next."""
+_FIRST, _PLAIN = 8, 50
+"""Boundaries at each of which all is looked at; and those of a plain loop from one look at its data to the next."""
 
 
 @dataclass
@@ -130,11 +130,10 @@ class Reader:
         new, self._handed_out = self._handed_out, 0
         if not self._segments:
             return []
-        if self._is_plain and self.is_alive:
-            self._boundaries += 1
+        self._boundaries += 1
+        if self._boundaries > _FIRST and self._boundaries % _PLAIN and self._is_plain and self.is_alive:
             self._segments[0].trained = self._segments[0].record.given
-            if self._boundaries % _PLAIN:
-                return []
+            return []
         if self.is_alive:
             self.trains = True
         elif not self.trains:

@@ -40,6 +40,8 @@ class Following:
         self._ahead: weakref.WeakKeyDictionary[DataLoader[Any], int] = weakref.WeakKeyDictionary()
         self._left_alone: weakref.WeakSet[DataLoader[Any]] = weakref.WeakSet()
         self._order = 0
+        self._is_first = False
+        """The next boundary is the first one after a resume."""
         self._told: set[str] = set()
 
     def say(self, loader: Any, follow: bool, fetched_ahead: int | None) -> None:
@@ -114,15 +116,8 @@ class Following:
         return next((one for one in there if one.loader() is None and not one.is_alive), None)
 
     def _take_waiting(self, loader: DataLoader[Any], place: Lasting, form: str, name: str) -> Reader | None:
-        there = [state for state in self._waiting if is_same_place(state["place"], place)]
-        fitting = [state for state in there if state["form"] == form]
+        fitting = [state for state in self._waiting if state["form"] == form and is_same_place(state["place"], place)]
         if not fitting:
-            for state in there:
-                if state["passes"]:
-                    self.tell(
-                        f"{name}: the run was interrupted here in the middle of a loader ({state['form']}), and this "
-                        f"is another one ({form}): it is taken as it is."
-                    )
             return None
         turn = self._turn()
         best = min(fitting, key=lambda state: (state["turn"] != turn, int(state["order"])))
@@ -143,7 +138,21 @@ class Following:
         for reader in self._readers:
             for message in reader.boundary():
                 self.tell(message)
+        if self._is_first:
+            self._is_first = False
+            self._tell_of_others()
         self._readers = [one for one in self._readers if one.trains or one.is_alive or one.loader() is not None]
+
+    def _tell_of_others(self) -> None:
+        """The first boundary after a resume: what was trained on before it, and now?"""
+        new = next((one for one in self._readers if one.trains and not one.is_restored), None)
+        for state in self._waiting if new is not None else ():
+            if state["passes"] and new is not None:
+                self.tell(
+                    f"{new.where}: the run was interrupted in the middle of the loader of {state['where']} "
+                    f"({state['form']}), behind batch {state['passes'][0]['position']}; what is trained on now is "
+                    f"another one ({new.form}), and is taken as it is."
+                )
 
     def refuse_untrained_end(self) -> None:
         """The script comes to its end. Raises UsageError where it has passed over what it had to train on."""
@@ -170,6 +179,7 @@ class Following:
 
     def load_state(self, states: list[Mapping[str, Any]]) -> None:
         self._waiting = [dict(state) for state in states]
+        self._is_first = True
         self._order = max((int(state["order"]) for state in states), default=0)
         begun, self._readers = self._readers, []
         for reader in begun:

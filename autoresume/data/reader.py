@@ -52,6 +52,7 @@ class Reader:
     held: HeldBatches = field(default_factory=HeldBatches)
     trains: bool = False
     """A step boundary came while one of its iterators lived."""
+    is_restored: bool = False
     was_over: bool = False
     """Its pass had come to its end before the resume."""
     was_suspended: bool = False
@@ -256,6 +257,7 @@ class Reader:
         return {
             "place": self.place,
             "form": self.form,
+            "where": self.where,
             "order": self.order,
             "turn": self.turn,
             "held": self.held.state(),
@@ -276,5 +278,6 @@ class Reader:
         self.was_suspended = bool(state["suspended"])
         self.was_over, self._again = bool(state["over"]), list(state["passes"])
         self.trains = self.was_over or bool(self._again)
+        self.is_restored = True
         self.drift, self._kept = dict(state["drift"]), bool(state["kept"])
         self._was_counted = [list(one) for one in state["counted"]]

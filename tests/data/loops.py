@@ -479,6 +479,26 @@ def said_to_be_ahead(session: Session, make: Make, count: int) -> None:
             session.step(batch)
 
 
+def moved(session: Session, make: Make, count: int) -> None:
+    """The loop stands elsewhere in the script since."""
+    train = make(count)
+    if session.run.is_resumed:
+        for batch in train:
+            session.step(batch)
+    else:
+        for batch in train:
+            session.step(batch)
+
+
+def checked_first(session: Session, make: Make, count: int) -> None:
+    """A life begins with an evaluation of another loader, through the same generator."""
+    train, test = make(count), make(count - 2)
+    evaluate(session, doubled(test))
+    for _ in session.epochs(2):
+        for batch in doubled(train):
+            session.step(batch)
+
+
 def in_a_thread(session: Session, make: Make, count: int) -> None:
     """Fetches ahead in a thread, as prefetchers do."""
     fetched: queue.Queue[Any] = queue.Queue(2)
@@ -537,6 +557,8 @@ LOOPS: dict[str, Callable[[Session, Make, int], None]] = {
             skipped_by_itself,
             left_alone,
             said_to_be_ahead,
+            moved,
+            checked_first,
             in_a_thread,
             cycled,
             another_each_life,

@@ -171,6 +171,25 @@ def test_another_loader_at_the_same_place(tmp_path: Path) -> None:
     assert any("another one" in message for message in got.told)
 
 
+def test_a_loop_that_was_moved(tmp_path: Path) -> None:
+    """A loop that stands elsewhere in the script since begins anew: told at its first boundary, with both places."""
+    got = loops.interrupted("moved", makers(0, True)["plain"], 24, tmp_path, {2: "TERM"}, 1)
+    (message,) = [one for one in got.told if "another one" in one]
+    assert message.count("loops.py:") == 2
+    assert "behind batch 3" in message
+
+
+def test_an_evaluation_through_the_same_generator(tmp_path: Path) -> None:
+    """It is not taken for the training's loader, and nothing is told of it."""
+    make = makers(0, False)["plain"]
+    wanted = loops.plain("checked_first", make, 24)
+    got = loops.interrupted("checked_first", make, 24, tmp_path, {2: "TERM", 9: "TERM"}, 1)
+    assert {step: batches for step, (batches, *_) in wanted.items()} == {
+        step: batches for step, (batches, *_) in got.log.items()
+    }
+    assert not any("another one" in message for message in got.told)
+
+
 def test_torch_is_left_as_it_was(tmp_path: Path) -> None:
     """When the run is over, nothing of torch's loaders is ours."""
     before = {name: vars(DataLoader)[name] for name in ("__iter__", "_get_iterator")}

@@ -24,6 +24,7 @@ class Generators:
 
     def __init__(self) -> None:
         self.began: dict[str, str] = {}
+        self._unused: set[str] = set()
         self.draws_first: bool | None = None
         self._restored: dict[str, Any] | None = None
         self._at_boundary: dict[str, str] | None = None
@@ -31,12 +32,14 @@ class Generators:
 
     def begin(self) -> None:
         """Just before anything of a checkpoint is looked at."""
-        self.began = rng.rng_digests()
+        self.began, self._unused = rng.rng_digests(), rng.never_drawn()
 
     def compare_beginnings(self, before: dict[str, str]) -> list[str]:
         """Which of them stand elsewhere than in the first life: what a script builds from random numbers before it
-        restores is the same only if it seeds them."""
-        differ = [name for name, value in self.began.items() if before.get(name, value) != value]
+        restores is the same only if it seeds them. Those that nobody has drawn from don't matter."""
+        differ = [
+            name for name, value in self.began.items() if before.get(name, value) != value and name not in self._unused
+        ]
         self.began = before
         return differ
 

@@ -13,6 +13,8 @@ import torch
 
 from autoresume.format.digest import digest
 
+_WORDS = 624
+
 
 def get_rng_state() -> dict[str, Any]:
     """All states. Copies: they do not change when numbers are drawn afterwards."""
@@ -70,6 +72,17 @@ def rng_digests() -> dict[str, str]:
         "numpy": digest(repr((numbers["pos"], numbers["key"].tobytes())).encode()),
         "torch": digest(state["torch"].numpy().tobytes()),
     }
+
+
+def never_drawn() -> set[str]:
+    """Of python's and numpy's generators those that stand as they were seeded: nobody has drawn from them since.
+
+    A Mersenne Twister that was just seeded has all of its 624 words behind it; numpy's, from the system, all but one.
+    """
+    _, words, gauss = random.getstate()
+    numpy = np.random.get_state(legacy=False)
+    found = {"python"} if words[-1] == _WORDS and gauss is None else set()
+    return found | ({"numpy"} if numpy["state"]["pos"] in (_WORDS - 1, _WORDS) and not numpy["has_gauss"] else set())
 
 
 def seed_all(value: int) -> None:

@@ -34,6 +34,14 @@ HERE = Path(__file__).parent
 PATIENCE_SECONDS = 90.0
 
 
+def is_gone(pid: int) -> bool:
+    """Ended, whether anybody has waited for it or not."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def wait_until(look: Callable[[], T], seconds: float = PATIENCE_SECONDS, what: str = "") -> T:
     """Look again and again until `look()` gives something true, and return that; fail after `seconds`."""
     deadline = time.monotonic() + seconds

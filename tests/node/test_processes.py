@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.node.harness import wait_until
+from tests.node.harness import is_gone, wait_until
 
 
 def play(script: str, *arguments: object) -> str:
@@ -91,4 +91,4 @@ os.kill(os.getpid(), signal.SIGKILL)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == -9, done.stderr
     pid = int(done.stdout)
-    wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    wait_until(lambda: is_gone(pid))

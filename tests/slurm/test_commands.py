@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 
-import psutil
 import pytest
 
 from autoresume.slurm import commands, queue
 from autoresume.slurm.commands import SlurmAway, SlurmMissing, SlurmRefused
-from tests.node.harness import wait_until
+from tests.node.harness import is_gone, wait_until
 from tests.slurm.conftest import Programs
 
 AWAY = 'echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2; exit 1'
@@ -85,7 +84,7 @@ def test_a_command_that_hangs_is_ended(programs: Programs) -> None:
         commands.run(["scontrol"], timeout_seconds=0.3)
     assert time.monotonic() - began < 20
     pid = int((programs.folder / "pid").read_text())
-    wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    wait_until(lambda: is_gone(pid))
 
 
 def test_a_command_that_is_not_there(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:

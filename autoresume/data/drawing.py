@@ -8,6 +8,7 @@ not been trained on; the generators of this process are as they were before. Not
 from __future__ import annotations
 
 import contextlib
+import logging
 import weakref
 from collections import deque
 from collections.abc import Iterator
@@ -29,6 +30,8 @@ from torch.utils.data import (
 from autoresume.data import own_state
 from autoresume.data.worker_rng import WorkerGenerators
 from autoresume.state import rng
+
+log = logging.getLogger("autoresume")
 
 _MOST_DRAWS = 64
 """A sampler that draws more often than so in a pass would fill the checkpoint with states of generators."""
@@ -66,6 +69,8 @@ class Drawing:
         self._persists = loader.persistent_workers or not getattr(loader, "in_order", True)
         """The workers go on with other passes, or in no order."""
         self._lost = False
+        self._draws_as_it_goes = False
+        """From the process's generators."""
         self.stream_draws = False
         """The dataset of a stream draws from the process's generators while it is read."""
         self._before_reading: dict[str, str] = {}
@@ -106,6 +111,12 @@ class Drawing:
                 "the dataset draws random numbers of this process while it is read, which are others when it is read "
                 "again up to its place, after a resume. Give it a generator of its own, or a state (and run.loader), "
                 "or workers."
+            )
+        if self.too_often and self._draws_as_it_goes:
+            found.append(
+                "its sampler draws from the generators of this process all the time, between what training draws: that "
+                "can't be repeated, and after a resume in this epoch the order is another one. Give the sampler a "
+                "generator of its own."
             )
         if noted is not None and self._persists and bool(noted.drew[:, 0].any()):
             found.append(
@@ -149,6 +160,12 @@ class Drawing:
         self.seed, self.workers_begin = again["seed"], again["workers"]
         if self.workers_begin is not None and len(self.workers_begin) != getattr(self.loader(), "num_workers", 0):
             self.workers_begin = None
+            log.warning(
+                "a loader has %d workers, and had %d when the checkpoint was written: what they draw at random in the "
+                "rest of this epoch is other than it would have been",
+                getattr(self.loader(), "num_workers", 0),
+                len(again["workers"]),
+            )
         self._start = int(again["position"])
         self._prepared = _Indices(self, items, watched=not is_pure(sampler))
 
@@ -185,6 +202,7 @@ class Drawing:
             raise
         if before is not None and (self.drawn == 0 or not same(before, self._generators())):
             self.log[self.drawn] = before
+            self._draws_as_it_goes |= self.drawn > 0 and not same(before["process"], rng.get_rng_state())
         if self.always_keeps or (self.keeps_held and self.drawn < _LONG):
             self._held[self.drawn] = self._reading()
             self._held.pop(self.drawn - MOST_HELD, None)

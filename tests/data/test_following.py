@@ -159,6 +159,13 @@ def test_a_thread_that_fetches_is_told(tmp_path: Path) -> None:
     assert any("in a thread of its own" in message for message in got.told)
 
 
+@pytest.mark.parametrize(("kind", "told"), [("all-the-time", True), ("lazy-own", False)])
+def test_a_sampler_that_draws_all_the_time(kind: str, told: bool, tmp_path: Path) -> None:
+    """One that draws from the process's generators for each batch of a long epoch is told; one with its own is not."""
+    got = loops.interrupted("through_generator", makers(0, False)[kind], 450, tmp_path, {}, 1000)
+    assert any("draws from the generators of this process" in message for message in got.told) == told
+
+
 def test_cycle_is_told(tmp_path: Path) -> None:
     """itertools.cycle keeps what nobody can see: told at the first boundary, with the line that mends it."""
     got = loops.interrupted("cycled", makers(0, True)["shuffled"], SAMPLES, tmp_path, {}, 1)

@@ -1,7 +1,7 @@
-"""What a recorder of the training sees of its data: the batches of each step, and whose samples they are.
+"""What a record of the training sees of its data: the batches of each step, and whose samples they are.
 
-Law: off, it costs three calls for a batch. A batch counts for the step in which it is trained on: what a loop holds, or
-what is skipped after a resume, does not.
+Law: off, it costs a call for a batch. A batch counts for the step in which it is trained on: what a loop holds, what an
+evaluation reads, or what is passed over after a resume, does not.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch.utils.data.dataloader as torch_loader
-
 Seen = tuple["list[int] | None", str]
 """Indices in the dataset, where they are known, and a digest of the batch."""
+
+
+_MOST_HELD = 4096
 
 
 class BatchObserver:
     """`digest` makes a digest of a batch."""
 
     def __init__(self, digest: Callable[[Any], str]) -> None:
-        self._digest = digest
-        self._inside = 0
+        self.digest = digest
         self._held: dict[tuple[int, int, int], Seen] = {}
         self._seen: list[Seen] = []
         self.workers = 0
@@ -31,18 +31,13 @@ class BatchObserver:
         seen, self._seen = self._seen, []
         return seen
 
-    def fetch(self, batches: Iterator[Any]) -> Any:
-        self._inside += 1
-        try:
-            return next(batches)
-        finally:
-            self._inside -= 1
+    def trained(self, seen: Seen) -> None:
+        self._seen.append(seen)
 
-    def note(self, batch: Any) -> None:
-        self._seen.append((None, self._digest(batch)))
-
-    def hand_out(self, place: tuple[int, int, int], indices: list[int], batch: Any) -> None:
-        self._held[place] = (indices, self._digest(batch))
+    def hand_out(self, place: tuple[int, int, int], seen: Seen) -> None:
+        if len(self._held) > _MOST_HELD:
+            self._held.pop(next(iter(self._held)))  # of an evaluation: nobody comes for it
+        self._held[place] = seen
 
     def consume(self, place: tuple[int, int, int]) -> None:
         if place in self._held:
@@ -51,51 +46,79 @@ class BatchObserver:
     def forget(self) -> None:
         self._seen.clear()
 
-    def install(self) -> None:
-        """See the batches of loaders that the run knows nothing of, too."""
-        original = torch_loader._BaseDataLoaderIter.__next__
 
-        def following(iterator: Any) -> Any:
-            self.workers = max(self.workers, iterator._num_workers)
-            batch = original(iterator)
-            if not self._inside:
-                self.note(batch)
-            return batch
+class NotedBatches:
+    """The iterator of a loader that the run was told to leave alone: its batches count where they are fetched."""
 
-        torch_loader._BaseDataLoaderIter.__next__ = following  # type: ignore[method-assign, assignment]
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self.batches = batches
 
+    def __iter__(self) -> NotedBatches:
+        return self
 
-_watch: BatchObserver | None = None
+    def __next__(self) -> Any:
+        batch = next(self.batches)
+        note(batch)
+        return batch
 
-
-def install_observer(watch: BatchObserver) -> None:
-    global _watch
-    _watch = watch
-    watch.install()
+    def __getattr__(self, name: str) -> Any:
+        if name == "batches":
+            raise AttributeError(name)
+        return getattr(self.batches, name)
 
 
-def fetch(batches: Iterator[Any], note: bool = False) -> Any:
-    """next(batches); `note`: it is trained on in this step."""
-    if _watch is None:
-        return next(batches)
-    batch = _watch.fetch(batches)
-    if note:
-        _watch.note(batch)
-    return batch
+_observer: BatchObserver | None = None
+
+
+def install_observer(observer: BatchObserver) -> None:
+    global _observer
+    _observer = observer
+
+
+def remove_observer(observer: BatchObserver) -> None:
+    """Nothing is seen any more, unless another one was installed since."""
+    global _observer
+    if _observer is observer:
+        _observer = None
+
+
+def is_on() -> bool:
+    return _observer is not None
+
+
+def look(batch: Any) -> str | None:
+    """A digest of a batch that is handed out, for `trained`; None where nobody observes."""
+    return _observer.digest(batch) if _observer is not None else None
+
+
+def trained(digest: str) -> None:
+    if _observer is not None:
+        _observer.trained((None, digest))
+
+
+def note(batch: Any) -> None:
+    """It is trained on in this step."""
+    if _observer is not None:
+        _observer.trained((None, _observer.digest(batch)))
+
+
+def saw_workers(count: int) -> None:
+    if _observer is not None:
+        _observer.workers = max(_observer.workers, count)
 
 
 def hand_out(owner: object, epoch: int, position: int, indices: Callable[[], list[int]], batch: Any) -> None:
     """A batch that ends at that position of its owner's data, and is consumed later."""
-    if _watch is not None:
-        _watch.hand_out((id(owner), epoch, position), indices(), batch)
+    if _observer is not None:
+        _observer.hand_out((id(owner), epoch, position), (indices(), _observer.digest(batch)))
 
 
 def consume(owner: object, epoch: int, position: int) -> None:
-    if _watch is not None:
-        _watch.consume((id(owner), epoch, position))
+    if _observer is not None:
+        _observer.consume((id(owner), epoch, position))
 
 
 def forget() -> None:
-    """What was fetched in this step was only skipped."""
-    if _watch is not None:
-        _watch.forget()
+    """What was fetched in this step was only passed over."""
+    if _observer is not None:
+        _observer.forget()

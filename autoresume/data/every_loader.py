@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from autoresume.data import batch_observer
 from autoresume.data.drawing import MOST_HELD, replaced
 from autoresume.data.loader_pass import Sampler, running, unfollowed
 from autoresume.data.worker_rng import NotingWorker, WorkerGenerators
@@ -81,6 +82,7 @@ class EveryLoader:
     def _around_making(self, original: Any) -> Any:
         @functools.wraps(original)
         def get_iterator(loader: DataLoader[Any]) -> Any:
+            batch_observer.saw_workers(getattr(loader, "num_workers", 0))
             with contextlib.ExitStack() as stack:
                 sampler = _followed_sampler(loader)
                 if getattr(loader, "num_workers", 0) > 0:

@@ -17,7 +17,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from autoresume.base.call_site import Lasting, call_site, is_same_place, lasting, where
-from autoresume.data import own_state, wrappers
+from autoresume.data import batch_observer, own_state, wrappers
+from autoresume.data.batch_observer import NotedBatches
 from autoresume.data.loader_pass import LoaderPass
 from autoresume.data.own_state import OwnState
 from autoresume.data.reader import Reader
@@ -66,7 +67,7 @@ class Following:
     def begin(self, loader: DataLoader[Any], make: Callable[[], Iterator[Any]]) -> Iterator[Any]:
         """What a loop gets in place of `make()`."""
         if loader in self._left_alone or _restores_itself(loader):
-            return make()
+            return NotedBatches(make()) if batch_observer.is_on() else make()
         site = call_site()
         place, form = lasting(site), own_state.form(loader)
         reader = self._known(loader, place) or self._take_waiting(loader, place, form, where(site))

@@ -88,12 +88,13 @@ class ForeignLoader:
         while True:
             fetched = self._following.fetched
             try:
-                batch = batch_observer.fetch(batches, note=True)
+                batch = next(batches)
             except StopIteration:
                 self.over = True
                 return
             self._inside = self._following.fetched > fetched
             self._handed_out += 1
+            batch_observer.note(batch)
             yield batch
 
     def _begin(self) -> Iterator[Any]:

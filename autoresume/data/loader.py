@@ -238,7 +238,7 @@ class _Pass:
             rng.set_rng_state(self.again[0])
         before = rng.get_rng_state() if self._keeps_rng else None
         try:
-            batch = batch_observer.fetch(self.batches)
+            batch = next(self.batches)
         except StopIteration:
             self._finish()
             raise

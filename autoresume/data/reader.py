@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 
 from autoresume.base.call_site import Lasting
-from autoresume.data import counters
+from autoresume.data import batch_observer, counters
 from autoresume.data.counters import Counted, Counters
 from autoresume.data.held_batches import HeldBatches
 from autoresume.data.loader_pass import LoaderPass, PassRecord
@@ -76,6 +77,8 @@ class Reader:
     _boundaries: int = 0
     _thread: int = 0
     """The one that fetched last."""
+    _seen: deque[str] = field(default_factory=deque)
+    """Where somebody observes: digests of the batches that were handed out and not trained on."""
 
     @property
     def is_alive(self) -> bool:
@@ -101,7 +104,7 @@ class Reader:
         self.alive, self.order, self.turn, self.was_over = weakref.ref(made), order, turn, False
         self._length_before = self._segments[-1].record.given if self._segments else 0
         if not (self.trains and self.held.ahead):
-            self._segments.clear()  # what was handed out and is not held, when another pass begins, was left
+            self._leave()  # what was handed out and is not held, when another pass begins
         self._segments.append(_Segment(made.record, made.record.given))
         self._is_counted = False
         self._keep_what_is_held(made.record)
@@ -123,6 +126,13 @@ class Reader:
         self._handed_out += 1
         self._thread = threading.get_ident()
         self.held.note(batch)
+        seen = batch_observer.look(batch)
+        if seen is not None:
+            self._seen.append(seen)
+
+    def _leave(self) -> None:
+        self._segments.clear()
+        self._seen.clear()
 
     # -- the boundary ---------------------------------------------------------------------------------
 
@@ -133,12 +143,12 @@ class Reader:
             return []
         self._boundaries += 1
         if self._boundaries > _FIRST and self._boundaries % _PLAIN and self._is_plain and self.is_alive:
-            self._segments[0].trained = self._segments[0].record.given
+            self._train(self._outstanding)
             return []
         if self.is_alive:
             self.trains = True
         elif not self.trains:
-            self._segments.clear()  # an evaluation, or a look
+            self._leave()  # an evaluation, or a look
             return []
         if self._passed_over is not None:
             self._refuse_others_ways(new)
@@ -188,6 +198,8 @@ class Reader:
             drawing.keeps_held = drawing.always_keeps
 
     def _train(self, count: int) -> None:
+        for _ in range(min(count, len(self._seen))):
+            batch_observer.trained(self._seen.popleft())
         for one in self._segments:
             done = min(count, one.record.given - one.trained)
             one.trained += done

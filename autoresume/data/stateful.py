@@ -188,7 +188,7 @@ class _StatefulPass:
         if not owner.driven and not owner.count.goes_on(self):
             raise StopIteration
         try:
-            batch = batch_observer.fetch(self.batches, note=True)
+            batch = next(self.batches)
         except StopIteration:
             nothing_left = owner._restored is not None and not self._given
             if owner.driven or owner._empty or nothing_left or owner._stepped is self:
@@ -200,6 +200,7 @@ class _StatefulPass:
             owner.count.turn(owner.epoch)
         self.unread, self._given = self.unread + 1, self._given + 1
         owner._latest = weakref.ref(self)
+        batch_observer.note(batch)
         return batch
 
 

@@ -32,6 +32,10 @@ class StateError(AutoresumeError):
     """A tracked object can't be stored, or a stored one doesn't fit the live object."""
 
 
+class NotReproduced(AutoresumeError):
+    """A step that was trained again after a crash came out otherwise, and the option `retrained` says to stop then."""
+
+
 class CheckpointInvalid(AutoresumeError):
     """A checkpoint, or one file of it, is not what its format says. The message is the reason."""
 

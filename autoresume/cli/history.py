@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
+from autoresume.audit import verdict
+from autoresume.audit.verdict import Retrained
 from autoresume.checkpoint import incarnation
 from autoresume.checkpoint.incarnation import Incarnation
 from autoresume.cli.common import emit, open_run
@@ -18,6 +21,7 @@ COLUMNS = [
     ("why", "why"),
     ("steps_lost", "steps lost"),
     ("first_step_seconds", "s to first step"),
+    ("retrained", "trained again"),
 ]
 
 
@@ -27,12 +31,19 @@ COLUMNS = [
 def command(run: str, as_json: bool) -> None:
     """How each incarnation of the directory RUN began and ended, and what was lost between two."""
     storage, _ = open_run(run)
-    rows = lives(incarnation.history(storage))
+    retrained = verdict.read(storage.root)
+    rows = lives(incarnation.history(storage), retrained)
     emit(as_json, rows, COLUMNS, f"{run}: {len(rows)} incarnations")
+    for told in retrained if not as_json else ():
+        if told.difference is not None:
+            click.echo(f"life {told.life}, {told.words()}")
+            click.echo(f"  likely cause: {told.difference['cause']}: {told.difference['why']}")
+            click.echo(f"  what to do: {told.difference['remedy']}")
 
 
-def lives(records: list[Incarnation]) -> list[dict[str, Any]]:
-    """A row for each incarnation. Steps lost: what the next one had to do again."""
+def lives(records: list[Incarnation], retrained: Sequence[Retrained] = ()) -> list[dict[str, Any]]:
+    """A row for each incarnation. Steps lost: what the next one had to do again; trained again: what came of that."""
+    verdicts = {told.life: "the same" if told.difference is None else "differs" for told in retrained}
     rows: list[dict[str, Any]] = []
     for record, following in zip(records, [*records[1:], None]):
         ended = record.ended or {"how": "running" if following is None else "unknown", "step": None, "why": ""}
@@ -49,6 +60,7 @@ def lives(records: list[Incarnation]) -> list[dict[str, Any]]:
                 "first_step_seconds": record.began.get("first_step_seconds"),
                 "host": record.host,
                 "world_size": record.world_size,
+                "retrained": verdicts.get(record.number, ""),
             }
         )
     return rows

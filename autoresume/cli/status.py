@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from autoresume.audit import verdict
 from autoresume.checkpoint import incarnation, requests
 from autoresume.checkpoint.discover import list_checkpoints
 from autoresume.checkpoint.incarnation import Incarnation
@@ -119,6 +120,7 @@ def describe(storage: LocalStorage) -> dict[str, Any]:
         "save_every_seconds": progress.get("save_every_seconds"),
         "failure_seconds": progress.get("failure_seconds"),
         "budgets": _budgets(storage, None if last is None or last.ended else last.number),
+        "retrained": verdict.summary(verdict.read(storage.root)),
         "stop_asked": requests.stop_requested(storage),
     }
     return found
@@ -217,6 +219,7 @@ def _table(run: str, found: dict[str, Any]) -> Table:
     if found["next_save"]:
         line("next save", f"{found['next_save']}{_reasons(found)}")
     line("budgets", ", ".join(f"{cause}: {count}" for cause, count in found["budgets"].items()))
+    line("trained again", found["retrained"])
     line("lives", str(found["lives"]))
     for life in found["history"]:
         span = f"{_shown(life['began'])} to {_shown(life['ended'])}"

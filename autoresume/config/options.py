@@ -82,6 +82,10 @@ class Options:
     profile: int | None = None
     """How many steps of each life are recorded into traces/, with what autoresume does in them; none by default."""
 
+    retrained: str = "warn"
+    """Steps that are trained again after a crash are compared with what the life before noted of them: "warn" where
+    they came out otherwise, "stop", or "off"."""
+
     hang_after: str | float = "auto"
     """Seconds without a step after which ranks under a node daemon count as hanging; "auto" learns it from the run's
     own steps; "off"."""
@@ -103,6 +107,8 @@ class Options:
         _ = self.best
         if self.publish not in ("committed", "live"):
             raise UsageError(f"publish={self.publish!r}: give 'committed' or 'live'")
+        if self.retrained not in ("warn", "stop", "off"):
+            raise UsageError(f"retrained={self.retrained!r}: give 'warn', 'stop' or 'off'")
         if self.unchanged not in ("link", "write"):
             raise UsageError(f"unchanged={self.unchanged!r}: give 'link' or 'write'")
         if self.backend not in (None, "auto", "gloo", "nccl"):

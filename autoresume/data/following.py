@@ -57,6 +57,14 @@ class Following:
         if fetched_ahead is not None:
             self._ahead[loader] = fetched_ahead
 
+    def leaves_alone(self) -> bool:
+        """The script goes on by itself in some loader."""
+        return bool(self._left_alone)
+
+    def generators(self) -> list[Any]:
+        """Generators that are part of a position."""
+        return [one for loader, own in list(self._own.items()) for one in own.generators(loader)]
+
     def own_state(self, loader: DataLoader[Any], wrapper: Any = None) -> OwnState:
         if loader not in self._own:
             self._own[loader] = OwnState(loader, wrapper)

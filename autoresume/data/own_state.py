@@ -42,6 +42,9 @@ class OwnState:
         }
         return {**_found(loader), **outside}
 
+    def generators(self, loader: Any) -> list[Any]:
+        return [value for _, _, value in self._found(loader).values() if _is_generator(value)]
+
     def put(self, loader: Any, values: Values) -> None:
         _put(self._found(loader), values)
 

@@ -25,9 +25,10 @@ import psutil
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from autoresume.audit import untracked
+from autoresume.audit.audit import Beginning
 from autoresume.base import failpoints
 from autoresume.data import batch_observer
-from autoresume.drill import untracked
 from autoresume.errors import StateError
 from autoresume.format.digest import canonical, digest
 from autoresume.handoff.mailbox import NODE_FOLDER_VARIABLE, Mailbox
@@ -82,17 +83,17 @@ class Recorder:
 
     # -- what happens -----------------------------------------------------------------------------
 
-    def restored(self, step: int, number: int, objects: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-        """This life begins after `step`, with these objects."""
-        self._step, self._number = step, number
-        self._names = {id(thing): name for name, value in objects.items() for thing in _inside(value)}
+    def restored(self, began: Beginning, rank: int, objects: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+        """This life begins with these objects."""
+        self._step, self._number = began.step, began.life
+        self._names = {id(thing): name for name, value in objects.items() for thing in untracked.inside(value)}
         self._forget()  # what DDP's order of summation was settled with, say
         self._write({"kind": "begin", **self._state(objects, state)})
 
     def boundary(self, step: int, epoch: int, objects: Mapping[str, Any], state: Mapping[str, Any]) -> None:
         """`step` is complete."""
-        self._names.update({id(thing): name for name, value in objects.items() for thing in _inside(value)})
-        tracked = {thing for value in objects.values() for thing in _all_ids(value)}
+        self._names.update({id(thing): name for name, value in objects.items() for thing in untracked.inside(value)})
+        tracked = untracked.ids_of(objects, {})
         seen = self._watch.take()
         self._step = step
         line = {
@@ -107,7 +108,7 @@ class Recorder:
             "evaluations": self._evaluations,
             "workers": self._watch.workers,
             "tracked_optimizers": [name for name, value in objects.items() if isinstance(value, torch.optim.Optimizer)],
-            "variables": untracked.look_at_frames(tracked),
+            "variables": untracked.look_at_frames(tracked).found,
             **self._state(objects, state),
         }
         self._forget()
@@ -121,6 +122,12 @@ class Recorder:
 
     def logged(self, values: Mapping[str, Any]) -> None:
         self._logged.update({name: _plain(value) for name, value in values.items()})
+
+    def saving(self, step: int, objects: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+        """All is seen at boundaries."""
+
+    def close(self) -> None:
+        """The process ends with its run."""
 
     def over(self, step: int) -> bool:
         """The drill looks no further."""
@@ -228,22 +235,6 @@ def freeze_clock() -> None:
     looks = iter(range(1, 1 << 62))
     time.time = lambda: _FROZEN + next(looks) * 1e-6
     time.time_ns = lambda: int(_FROZEN * 1e9) + next(looks) * 1000
-
-
-def _inside(value: Any) -> list[Any]:
-    """The object that was tracked, where it is wrapped by us."""
-    ours = type(value).__module__.startswith("autoresume.")
-    return [value, *vars(value).values()] if ours else [value]
-
-
-def _all_ids(value: Any) -> set[int]:
-    found = {id(thing) for thing in _inside(value)}
-    for thing in _inside(value):
-        if isinstance(thing, torch.nn.Module):
-            found.update(id(one) for one in thing.modules())
-            found.update(id(one) for one in thing.parameters())
-            found.update(id(one) for one in thing.buffers())
-    return found
 
 
 def _digests(name: str, value: Any) -> dict[str, str]:

@@ -31,6 +31,8 @@ LOGS = "logs"
 FILES = "files"
 TAGS = "tags"
 REPORTS = "reports"
+RETRAINED_PATTERN = "*-retrained-*.json"
+NOTES = "notes"
 SOURCES = "sources"
 
 _COUNT = r"(0|[1-9]\d{0,17})"
@@ -179,6 +181,16 @@ def tag_file(tag: str) -> str:
 def report_file(incarnation: int) -> str:
     """What a life took over when it began."""
     return f"{REPORTS}/{incarnation:04d}.json"
+
+
+def retrained_file(incarnation: int, rank: int) -> str:
+    """What became of the steps that a rank trained again in that life."""
+    return f"{REPORTS}/{incarnation:04d}-retrained-{rank:05d}.json"
+
+
+def notes_file(rank: int) -> str:
+    """What a rank saw in its last steps."""
+    return f"{NOTES}/rank-{rank:05d}.jsonl"
 
 
 def stacks_file(incarnation: int, rank: int) -> str:

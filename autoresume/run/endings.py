@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from autoresume.audit import verdict
+
 log = logging.getLogger("autoresume")
 
 
@@ -36,3 +38,6 @@ def log_finished(folder: Path, step: int, epoch: int | None) -> None:
             epoch,
         )
     log.info("run %s is finished after step %d", folder, step)
+    told = verdict.summary(verdict.read(folder))
+    if told is not None:
+        log.info("%s", told)

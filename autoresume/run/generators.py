@@ -24,6 +24,7 @@ class Generators:
 
     def __init__(self) -> None:
         self.began: dict[str, str] = {}
+        self.differed: list[str] = []
         self._unused: set[str] = set()
         self.draws_first: bool | None = None
         self._restored: dict[str, Any] | None = None
@@ -40,7 +41,7 @@ class Generators:
         differ = [
             name for name, value in self.began.items() if before.get(name, value) != value and name not in self._unused
         ]
-        self.began = before
+        self.began, self.differed = before, differ
         return differ
 
     def hold(self, states: dict[str, Any]) -> None:

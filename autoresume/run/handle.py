@@ -277,8 +277,7 @@ class Run:
         if not self.restored:
             raise UsageError("call run.restore() before run.log(): only then is it known which step comes next")
         self.life.metrics.log(self.step_count + 1, values)
-        if self.life.recorder is not None:
-            self.life.recorder.logged(values)
+        self.life.audit.logged(values)
 
     def logger(self, name: str) -> Any:
         """The own object of one of the run's loggers, for what it can and `run.log` can't: media, histograms.

@@ -16,7 +16,6 @@ from autoresume.base.failpoints import failpoint
 from autoresume.checkpoint import tags
 from autoresume.checkpoint.abandon import last_good
 from autoresume.data.every_loader import EveryLoader
-from autoresume.drill.recorder import Recorder
 from autoresume.errors import StorageFailed, UsageError
 from autoresume.format import names
 from autoresume.format.names import CheckpointName
@@ -26,7 +25,7 @@ from autoresume.load.read_checkpoint import Restored
 from autoresume.ranks import reduction
 from autoresume.restore.beginning import Beginning
 from autoresume.restore.report import RestoreReport
-from autoresume.run import endings, finetune
+from autoresume.run import audited, endings, finetune
 from autoresume.run.about import Facts
 from autoresume.run.choose_checkpoint import choose_checkpoint, restore_side_files
 from autoresume.run.common_position import CommonPosition, Position
@@ -72,8 +71,7 @@ class Life:
         self.generators = Generators()
         self.positions = Positions(resources, self.generators, lambda: tensors_in(state))
         self.metrics = Metrics(resources)
-        self.recorder = Recorder.of_environment(rank)
-        """Of a drill; else None."""
+        self.audit = audited.watch(resources, self.positions, self.tracked)
         self._summary = RestoreSummary(resources, self.report)
         self._common = CommonPosition(resources)
         self._tracing = Tracing(resources.folder, rank, options.profile) if options.profile else None
@@ -117,9 +115,10 @@ class Life:
         self.datasets.store()
         self.metrics.open(self.step, found.manifest.labels if found is not None else None, self.facts.config)
         log_beginning(resources, found, begin)
-        self._summary.summarise(found, begin, self.facts.about(), objects)
-        if self.recorder is not None:
-            self.recorder.restored(self.step, resources.number, objects, vars(self.state))
+        changes = self._summary.summarise(found, begin, self.facts.about(), objects)
+        own = found if begin is None else None
+        began = audited.beginning(self.step, resources, own, changes, self.generators.differed)
+        self.audit.restored(began, resources.ranks.rank, objects, vars(self.state))
         if resources.ranks.rank == 0:
             failpoint("restore.done")
 
@@ -187,10 +186,9 @@ class Life:
         if not self.stepped:
             self._note_first_step()
         self.metrics.write_ready()
-        if self.recorder is not None:
-            self.recorder.boundary(self.step, self.epoch, self.tracked.objects, vars(self.state))
+        self.audit.boundary(self.step, self.epoch, self.tracked.objects, vars(self.state))
         order = self.resources.orders.at_boundary(self.step)
-        if self.recorder is not None and self.recorder.over(self.step):
+        if self.audit.over(self.step):
             order = Order.STOP
         if self._asked_for and order is Order.NOTHING:
             order = Order.SAVE
@@ -251,6 +249,7 @@ class Life:
             step=position.step, incarnation=self.resources.number, epoch=position.epoch, samples=position.samples
         )
         if name != self.saves.last:
+            self.audit.saving(position.step, self.tracked.objects, vars(self.state))
             promised = frozenset(self.tracked.promised)
             content = Content(self._all_objects(), promised, self.facts.about(), self._logged)
             self.saves.save(self.step, name, content, urgent)
@@ -325,6 +324,7 @@ class Life:
         if self._tracing is not None:
             self._tracing.close(self.resources.number)
         self._every_loader.remove()
+        self.audit.close()
         self.metrics.close(how)
         self.resources.close(how, self.step, why)
         self.positions.end(how == "finished")

@@ -54,14 +54,26 @@ class RestoreSummary:
 
     def summarise(
         self, found: Restored | None, begin: Beginning | None, facts: Mapping[str, Any], objects: Mapping[str, Any]
-    ) -> None:
-        """Tell and keep what this start took over, and what has changed since. `facts` are those of this start."""
+    ) -> list[str]:
+        """Tell and keep what this start took over; what has changed since, in words. `facts` are this start's."""
         if found is None and begin is None:
-            return
+            return []
         report, ranks = self._report, self._resources.ranks
         lists = ranks.gather(report.lists())
-        if ranks.rank != 0:
-            return
+        if ranks.rank == 0:
+            self._tell(found, begin, facts, objects, lists)
+        changes: list[str] = ranks.broadcast([str(change) for change in report.changes])
+        return changes
+
+    def _tell(
+        self,
+        found: Restored | None,
+        begin: Beginning | None,
+        facts: Mapping[str, Any],
+        objects: Mapping[str, Any],
+        lists: list[dict[str, list[str]]],
+    ) -> None:
+        report = self._report
         before: Mapping[str, Any] = begin.about if begin is not None else {}
         report.origin = begin.description if begin is not None else ""
         if found is not None:

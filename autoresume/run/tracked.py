@@ -48,6 +48,10 @@ class Tracked:
         self.objects[name] = as_stateful(name, value)
         self._given[name] = value
 
+    def given(self) -> list[Any]:
+        """What the script gave, as it gave it."""
+        return list(self._given.values())
+
     @property
     def modules(self) -> dict[str, torch.nn.Module]:
         return {name: value for name, value in self.objects.items() if isinstance(value, torch.nn.Module)}

@@ -36,6 +36,7 @@ FROZEN = {
     "unchanged": "link",
     "backend": None,
     "profile": None,
+    "retrained": "warn",
     "hang_after": "auto",
 }
 """A new option needs a default that is right for nearly all, a line in the docs, and a line here."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from autoresume.audit import verdict
 from tests import warm
 
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -178,6 +179,10 @@ def assert_same(whole: Place, torn: Place) -> None:
     assert expected, "the undisturbed run logged nothing"
     for step in sorted(expected | got):
         assert expected.get(step) == got.get(step), f"step {step}: undisturbed {expected.get(step)}, {got.get(step)}"
+    for ended in whole.ended:
+        assert "nothing tracks it" not in ended.err, ended.err
+    told = [one.words() for one in verdict.read(torn.run_folder) if one.difference is not None]
+    assert not told, f"steps that were trained again came out otherwise, as the run itself says: {told}"
     assert whole.final, "the undisturbed run did not come to its end"
     for name, values in whole.final.items():
         other = torn.final.get(name, {})

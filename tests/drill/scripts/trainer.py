@@ -1,12 +1,14 @@
 """One small training, with one mistake at a time: python trainer.py MISTAKE [EPOCHS].
 
-Without a mistake (none, none-workers, or ranks: under DDP) it resumes rightly.
+Without a mistake (none, none-workers, or ranks: under DDP) it resumes rightly. KILL_AFTER is the step after which it is
+killed.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
 import time
 
@@ -16,6 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from autoresume import Run, autoresume
+from autoresume.audit import note_file
 
 MISTAKE = sys.argv[1]
 STEPS_PER_EPOCH, BATCH = 6, 4
@@ -46,6 +49,18 @@ def model_of() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.Tanh(), nn.Linear(8, 1))
 
 
+if "KILL_AFTER" in os.environ:
+    note_file.VISIBLE_SECONDS = 0.0
+
+
+def die(run: Run) -> None:
+    """In its first life, where a test says so."""
+    if os.environ.get("KILL_AFTER") == str(run.step_count) and not run.is_resumed:
+        while not any(run.directory.glob("checkpoints/*/manifest.json")):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 @autoresume(save_every=2)
 def main(run: Run) -> None:
     run.seed(3)
@@ -65,7 +80,7 @@ def main(run: Run) -> None:
         run.track(optimizer=optimizer)
     if MISTAKE != "scheduler":
         run.track(scheduler=scheduler)
-    if MISTAKE != "generator":
+    if MISTAKE != "generator" and (MISTAKE, run.rank) != ("generator-1", 1):
         run.track(noise=noise)
     if MISTAKE != "ema":
         run.track(ema=ema)
@@ -96,6 +111,7 @@ def main(run: Run) -> None:
         torch.manual_seed(11 + run.rank)
     best = float("inf")
     while MISTAKE == "seeded-again" and run.step_count < STEPS_PER_EPOCH * EPOCHS:
+        die(run)
         batch = data.inputs[run.step_count : run.step_count + BATCH]
         loss = nn.functional.mse_loss(model(batch), batch.sum(1, keepdim=True))
         optimizer.zero_grad()
@@ -127,6 +143,7 @@ def main(run: Run) -> None:
                 ema.eval()
                 checked = nn.functional.mse_loss(ema(batch), target)
             run.log(loss=loss, ema_loss=checked, seconds=time.perf_counter())
+            die(run)
             if MISTAKE == "loader-anew":
                 run.step()
         if MISTAKE != "counted-twice":

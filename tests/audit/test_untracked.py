@@ -6,7 +6,7 @@ import sysconfig
 from pathlib import Path
 
 import autoresume
-from autoresume.drill import untracked
+from autoresume.audit import untracked
 
 
 def test_what_is_installed_is_not_the_script_s() -> None:

@@ -13,7 +13,7 @@ import os
 import sys
 import sysconfig
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ import torch
 import autoresume
 from autoresume.format.digest import digest
 from autoresume.state.generator import GENERATOR_TYPES, GeneratorState
+from autoresume.state.pickled import pickled
 from autoresume.state.stateful import unwrap
 
 _DEPTH = 3
@@ -40,7 +41,7 @@ _OURS = os.path.join(os.path.dirname(os.path.realpath(autoresume.__file__)), "")
 
 class Variable(NamedTuple):
     kind: str
-    """model, optimizer, scheduler, generator, value."""
+    """model, optimizer, scheduler, generator, tensor (that is trained), object (with a state_dict), value."""
     digest: str
     shown: str
 
@@ -84,18 +85,25 @@ def _bytes(value: Any, depth: int) -> Iterator[bytes]:
         yield f"<{type(value).__qualname__}>".encode()
 
 
-def look_at_frames(tracked: set[int]) -> dict[str, Variable]:
-    """What the frames that lead here hold, by name: `train: ema`, `dataset.rng`. Leaves out objects whose id is in
-    `tracked`, and all of ours."""
-    return _Look(tracked).frames(sys._getframe(1))
+def look_at_frames(tracked: set[int], digest_of: Callable[[Any], str] = content_digest) -> Look:
+    """What the frames that lead here hold. Leaves out objects whose id is in `tracked`, and all of ours."""
+    found = Look(tracked, digest_of)
+    found.frames(sys._getframe(1))
+    return found
 
 
-class _Look:
-    def __init__(self, tracked: set[int]) -> None:
+class Look:
+    """`found` is what there is by name: `train: ema`, `dataset.rng`; `objects` are those of its objects that have
+    state, `plain` the names of numbers, words and the like."""
+
+    def __init__(self, tracked: set[int], digest_of: Callable[[Any], str]) -> None:
         self._seen = set(tracked)
+        self._digest_of = digest_of
         self.found: dict[str, Variable] = {}
+        self.objects: dict[str, Any] = {}
+        self.plain: set[str] = set()
 
-    def frames(self, frame: types.FrameType | None) -> dict[str, Variable]:
+    def frames(self, frame: types.FrameType | None) -> None:
         modules: dict[str, dict[str, Any]] = {}
         while frame is not None:
             if _is_users(frame.f_code.co_filename):
@@ -106,10 +114,18 @@ class _Look:
             frame = frame.f_back
         for values in modules.values():
             self._variables("", {key: value for key, value in values.items() if not key.startswith("__")})
-        return self.found
+
+    def attributes(self, name: str, value: Any) -> None:
+        """What has state of its own inside of something that is tracked."""
+        for key, item in list(vars(value).items()):
+            with contextlib.suppress(Exception):
+                if kind_of(item) is not None:
+                    self._one(f"{name}.{key}", item, 0)
 
     def _variables(self, prefix: str, values: Mapping[str, Any]) -> None:
         for name, value in list(values.items()):
+            if name == "_":
+                continue
             # Somebody else's attributes, repr and state_dict are called, which may raise anything.
             with contextlib.suppress(Exception):
                 self._one(f"{prefix}{name}", value, 0)
@@ -119,6 +135,7 @@ class _Look:
             return
         if isinstance(value, _PLAIN):
             self.found[name] = Variable("value", digest(repr(value).encode()), short(value))
+            self.plain.add(name)
             return
         if type(value).__module__.startswith("autoresume."):
             value = getattr(value, "dataset", None)  # of a loader of ours
@@ -131,10 +148,14 @@ class _Look:
         if kind is not None:
             self._add(name, kind, value)
         elif isinstance(value, (torch.Tensor, np.ndarray)):
+            if isinstance(value, torch.Tensor) and value.requires_grad and value.is_leaf:
+                self.objects[name] = value
             size = value.numel() * value.element_size() if isinstance(value, torch.Tensor) else value.nbytes
             if size <= _MOST_BYTES:
                 self.found[name] = Variable(
-                    "value", content_digest(value), f"{type(value).__name__}{list(value.shape)}"
+                    "tensor" if name in self.objects else "value",
+                    self._digest_of(value),
+                    f"{type(value).__name__}{list(value.shape)}",
                 )
         elif isinstance(value, types.FunctionType):
             for free, cell in zip(value.__code__.co_freevars, value.__closure__ or ()):
@@ -155,7 +176,7 @@ class _Look:
         if len(items) > _MOST_ITEMS or depth >= _DEPTH:
             return
         if all(isinstance(item, _PLAIN) for _, item in items):
-            self.found[name] = Variable("value", content_digest(value), short(value))
+            self.found[name] = Variable("value", self._digest_of(value), short(value))
             return
         for key, item in items:
             self._one(f"{name}[{key!r}]", item, depth + 1)
@@ -173,8 +194,9 @@ class _Look:
                 self._one(f"{name}.{key}", item, depth + 1)
 
     def _add(self, name: str, kind: str, value: Any) -> None:
-        text = content_digest(state_of(value))
+        text = self._digest_of(state_of(value))
         self.found[name] = Variable(kind, text, type(value).__name__)
+        self.objects[name] = value
         if kind == "model":
             self._seen.update(map(id, value.modules()))
             self._seen.update(map(id, value.parameters()))
@@ -189,10 +211,22 @@ def kind_of(value: Any) -> str | None:
         return "scheduler"
     if isinstance(value, GENERATOR_TYPES):
         return "generator"
-    return None
+    return "object" if _has_state(value) else None
+
+
+_NO_OBJECTS = (torch.nn.Module, torch.utils.data.DataLoader, torch.utils.data.Dataset, torch.utils.data.Sampler)
+"""Data are looked after by their loaders."""
+
+
+def _has_state(value: Any) -> bool:
+    """It offers its state, and takes it back: a GradScaler, an average of weights, a script's own buffer."""
+    methods = (getattr(type(value), name, None) for name in ("state_dict", "load_state_dict"))
+    return all(map(callable, methods)) and not isinstance(value, _NO_OBJECTS)
 
 
 def state_of(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value
     if isinstance(value, np.random.RandomState):
         return value.get_state(legacy=False)
     if isinstance(value, GENERATOR_TYPES):
@@ -200,6 +234,38 @@ def state_of(value: Any) -> Any:
     if isinstance(value, torch.optim.lr_scheduler.LRScheduler):
         return {key: one for key, one in value.state_dict().items() if isinstance(one, (*_PLAIN, list))}
     return value.state_dict()
+
+
+def ids_of(objects: Mapping[str, Any], state: Mapping[str, Any]) -> set[int]:
+    """Of all that is tracked, of what it is made of, and of what `run.state` holds."""
+    found = set(_reached(state, 0))
+    for outer in objects.values():
+        if isinstance(outer, pickled):
+            found.update(_reached(outer.value, 0))
+        for value in inside(outer):
+            found.add(id(value))
+            if isinstance(value, torch.nn.Module):
+                for parts in (value.modules(), value.parameters(), value.buffers()):
+                    found.update(map(id, parts))
+            elif isinstance(value, torch.optim.lr_scheduler.LRScheduler):
+                found.update(map(id, getattr(value, "_schedulers", ())))
+    return found
+
+
+def _reached(value: Any, depth: int) -> Iterator[int]:
+    """What is stored with it: what is in collections and attributes."""
+    yield id(value)
+    if depth >= _DEPTH or isinstance(value, (torch.Tensor, np.ndarray, *_PLAIN)):
+        return
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple, set)) else ()
+    for item in [*items, *getattr(value, "__dict__", {}).values()][:_MOST_VARIABLES]:
+        yield from _reached(item, depth + 1)
+
+
+def inside(value: Any) -> list[Any]:
+    """The object that was tracked, where it is wrapped by us."""
+    ours = type(value).__module__.startswith("autoresume.")
+    return [value, *vars(value).values()] if ours else [value]
 
 
 @functools.lru_cache(maxsize=4096)

@@ -78,7 +78,8 @@ class Facts:
 def _object(value: Any) -> dict[str, Any]:
     found: dict[str, Any] = {"kind": _kind(value), "class": _class(value)}
     if isinstance(value, torch.nn.Module):
-        found["parameters"] = sum(parameter.numel() for parameter in value.parameters())
+        sized = (parameter for parameter in value.parameters() if not torch.nn.parameter.is_lazy(parameter))
+        found["parameters"] = sum(parameter.numel() for parameter in sized)
     if isinstance(value, torch.optim.Optimizer):
         found["groups"] = len(value.param_groups)
         for group in value.param_groups[:1]:

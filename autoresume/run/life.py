@@ -42,6 +42,7 @@ from autoresume.run.tracked import Tracked
 from autoresume.snapshot.saver import Logged
 from autoresume.state import rng
 from autoresume.state.namespace import Namespace, tensors_in
+from autoresume.state.trial import try_states
 
 log = logging.getLogger("autoresume")
 
@@ -208,6 +209,8 @@ class Life:
         if self.tracked.refuse_waiting() and rank == 0:
             self._summary.note_given_up()
         self.stepped = True
+        if not self.is_resumed:
+            try_states(self.tracked.objects)
         self.saves.saver.prepare(self._all_objects(), frozenset(self.tracked.promised))
         if rank == 0:
             self.resources.record.note_first_step()

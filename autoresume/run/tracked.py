@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from autoresume.config.restore_request import RestoreRequest
 from autoresume.errors import StateError, UsageError
@@ -20,7 +21,7 @@ from autoresume.load.load_state import load_state
 from autoresume.restore.report import RestoreReport
 from autoresume.state.in_place import mismatches
 from autoresume.state.replicated import replicated
-from autoresume.state.stateful import as_stateful
+from autoresume.state.stateful import as_stateful, state_of
 
 _RESERVED = {"run": "the run's own counters and generators", "state": "run.state"}
 
@@ -121,7 +122,7 @@ class Tracked:
         self, name: str, module: torch.nn.Module, state: Mapping[str, Any], fresh: list[str], lenient: bool
     ) -> dict[str, Any]:
         """The stored state with the live values of what stays as it is."""
-        live = module.state_dict()
+        live = state_of(module)
         mixed = dict(state)
         for key in [key for key in live if any(fnmatch.fnmatchcase(key, pattern) for pattern in fresh)]:
             mixed[key] = live[key]
@@ -161,12 +162,16 @@ class Tracked:
         return given_up
 
     def materialised(self) -> dict[str, Any]:
-        return {name: value for name, value in self.objects.items() if not _is_meta(value)}
+        return {name: value for name, value in self.objects.items() if not _is_lazy(value) and not _is_meta(value)}
 
 
 def _storage_address(tensor: torch.Tensor) -> int:
     local: torch.Tensor = getattr(tensor, "_local_tensor", tensor)
-    return 0 if local.is_meta or local.layout is not torch.strided else local.untyped_storage().data_ptr()
+    return (
+        0
+        if is_lazy(local) or local.is_meta or local.layout is not torch.strided
+        else local.untyped_storage().data_ptr()
+    )
 
 
 def _fits(one: Any, other: Any) -> bool:
@@ -181,3 +186,8 @@ def _is_meta(value: Any) -> bool:
     if not isinstance(value, torch.nn.Module):
         return False
     return any(isinstance(item, torch.Tensor) and item.is_meta for item in value.state_dict().values())
+
+
+def _is_lazy(value: Any) -> bool:
+    """A module whose layers take their sizes from the first batch, or from what they load."""
+    return isinstance(value, torch.nn.Module) and any(map(is_lazy, [*value.parameters(), *value.buffers()]))

@@ -24,6 +24,7 @@ from autoresume.snapshot.layout import signature
 from autoresume.snapshot.object_form import FormChanged, ObjectForm
 from autoresume.state.capture import Leaf, Walker
 from autoresume.state.pickled import pickled
+from autoresume.state.stateful import state_of
 
 
 @dataclass
@@ -83,7 +84,7 @@ class Recapture:
                 texts.append(_pickled(name, value, attachments))
                 continue
             walker.promised = name in promised
-            path, state = tree.join("", name), value.state_dict()
+            path, state = tree.join("", name), state_of(value)
             leaf, visit, seen, others = len(walker.leaves), len(walker.visits), len(walker.seen), walker.others
             encoded = tree.encode(state, walker.leaf, path)
             texts.append(canonical(encoded))
@@ -108,7 +109,7 @@ class Recapture:
             if isinstance(value, pickled):
                 texts.append(_pickled(name, value, attachments))
                 continue
-            state = value.state_dict()
+            state = state_of(value)
             form = self._objects.get(name)
             if form is not None:
                 text, own = form.look(state)

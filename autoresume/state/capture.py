@@ -21,6 +21,7 @@ from autoresume.state.decode import is_dense
 from autoresume.state.generator import GENERATOR_TYPES, GeneratorState
 from autoresume.state.pickled import pickled
 from autoresume.state.sharded import is_sharded, local_shard
+from autoresume.state.stateful import state_of
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def capture(objects: Mapping[str, Any], known_equal: frozenset[int], promised: f
             result[name] = {tree.TAG: "pickled", "attachment": name}
         else:
             walker.promised = name in promised
-            result[name] = tree.encode(value.state_dict(), walker.leaf, tree.join("", name))
+            result[name] = tree.encode(state_of(value), walker.leaf, tree.join("", name))
     return Captured(result, walker.leaves, attachments)
 
 
@@ -106,6 +107,11 @@ class Walker:
         return None
 
     def _tensor(self, key: str, value: torch.Tensor) -> str:
+        if torch.nn.parameter.is_lazy(value):
+            raise StateError(
+                f"tensor {key!r} of a lazy layer has no size yet: no batch has come through it. Call the model with a "
+                "batch before it is tracked, or leave the layer out"
+            )
         if value.is_nested:
             raise StateError(f"tensor {key!r} is a nested tensor; only dense tensors can be stored")
         value = value.detach()

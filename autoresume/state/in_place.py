@@ -16,6 +16,7 @@ import torch
 from autoresume.format import tree
 from autoresume.format.part import Chunk
 from autoresume.state.decode import tensor_keys
+from autoresume.state.stateful import state_of
 
 
 def in_place_targets(
@@ -32,7 +33,7 @@ def in_place_targets(
     for name, target in objects.items():
         if not _is_stock(target):
             continue
-        live = target.state_dict()
+        live = state_of(target)
         forms, keys = _forms(stored[name], describe)
         if not _fits(live, forms):
             return {}
@@ -54,6 +55,8 @@ def mismatches(state: Mapping[str, Any], live: Mapping[str, Any]) -> list[str]:
     for key, value in live.items():
         stored = state.get(key)
         if isinstance(value, torch.Tensor) and isinstance(stored, torch.Tensor):
+            if torch.nn.parameter.is_lazy(value):
+                continue  # it takes the form of what it loads
             if stored.shape != value.shape:
                 lines.append(f"{key} has shape {tuple(stored.shape)} in the checkpoint and {tuple(value.shape)} here")
             elif stored.dtype != value.dtype:
@@ -67,24 +70,28 @@ def mismatches(state: Mapping[str, Any], live: Mapping[str, Any]) -> list[str]:
 def _is_stock(target: Any) -> bool:
     """Whether loading its state only copies tensors to those of the same names, or takes them as they are."""
     if isinstance(target, torch.optim.Optimizer):
-        hooks = (target._optimizer_state_dict_pre_hooks, target._optimizer_state_dict_post_hooks)
+        # One in name only, that passes all on to another one, has methods of its own, and may lack torch's attributes.
+        hooks = ("state_dict_pre", "state_dict_post", "load_state_dict_pre")
         return _methods(target, torch.optim.Optimizer) and not any(
-            (*hooks, target._optimizer_load_state_dict_pre_hooks)
+            getattr(target, f"_optimizer_{which}_hooks", None) for which in hooks
         )
     return isinstance(target, torch.nn.Module) and all(map(_is_stock_module, target.modules()))
 
 
 def _is_stock_module(module: torch.nn.Module) -> bool:
-    parts = (getattr(module, name, None) for name in ("_load_from_state_dict", "_save_to_state_dict"))
-    return (
-        _methods(module, torch.nn.Module)
-        and all(str(getattr(part, "__module__", None)).startswith("torch.nn.modules.") for part in parts)
-        and not any((module._state_dict_hooks, module._state_dict_pre_hooks, module._load_state_dict_pre_hooks))
-    )
+    saves = str(getattr(module._save_to_state_dict, "__module__", None)).startswith("torch.nn.modules.")
+    hooks = module._state_dict_hooks, module._state_dict_pre_hooks
+    return saves and _methods(module, torch.nn.Module, ("state_dict",)) and not any(hooks) and loads_as_torch(module)
 
 
-def _methods(target: Any, base: type) -> bool:
-    names = ("state_dict", "load_state_dict")
+def loads_as_torch(module: torch.nn.Module) -> bool:
+    """Whether its own tensors are set to those of the same names and shapes, and nothing else is done."""
+    part = str(getattr(module._load_from_state_dict, "__module__", None))
+    ours = _methods(module, torch.nn.Module, ("load_state_dict",)) and part.startswith("torch.nn.modules.")
+    return ours and not module._load_state_dict_pre_hooks
+
+
+def _methods(target: Any, base: type, names: Iterable[str] = ("state_dict", "load_state_dict")) -> bool:
     return all(getattr(getattr(target, name), "__func__", None) is getattr(base, name) for name in names)
 
 

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from autoresume.format import tree
+from autoresume.state.stateful import state_of
 
 _HOME = "torch.distributed." + ("_tensor" if torch.__version__.startswith("2.4.") else "tensor")
 """Where DTensor lives; public since torch 2.5."""
@@ -71,7 +72,7 @@ def local_shards(objects: Mapping[str, Any]) -> dict[str, LocalShard]:
                 if is_sharded(parameter):
                     found[tree.join(tree.join(name, "state"), index) + "/"] = local_shard(parameter)
         elif callable(getattr(target, "state_dict", None)):
-            found.update((key, local_shard(value)) for key, value in _tensors(target.state_dict(), tree.join("", name)))
+            found.update((key, local_shard(value)) for key, value in _tensors(state_of(target), tree.join("", name)))
     return found
 
 
@@ -110,7 +111,7 @@ def cut_to_shards(target: Any, state: Any) -> Any:
             for index, values in state["state"].items()
         }
         return {**state, "state": slots}
-    return _fitted(state, target.state_dict())
+    return _fitted(state, state_of(target))
 
 
 def _fitted(state: Any, live: Any) -> Any:

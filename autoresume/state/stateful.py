@@ -9,6 +9,7 @@ import torch
 from autoresume.errors import UsageError
 from autoresume.state.generator import GENERATOR_TYPES, GeneratorState
 from autoresume.state.pickled import pickled
+from autoresume.state.rank_optimizer import RankOptimizer
 
 
 def as_stateful(name: str, value: Any) -> Any:
@@ -16,6 +17,8 @@ def as_stateful(name: str, value: Any) -> Any:
     value = unwrap(value)
     if isinstance(value, pickled):
         return value
+    if RankOptimizer.takes(value):
+        return RankOptimizer(name, value)
     if isinstance(value, GENERATOR_TYPES):
         return GeneratorState(value)
     if callable(getattr(value, "state_dict", None)) and callable(getattr(value, "load_state_dict", None)):
@@ -36,3 +39,19 @@ def unwrap(value: Any) -> Any:
         if inner is None:
             return value
         value = inner
+
+
+COMPILED = "_orig_mod."
+"""What torch.compile puts into the names of a module's parts that it has compiled."""
+
+
+def state_of(value: Any) -> Any:
+    """Its state dict; a module's by names that do not depend on what of it is compiled."""
+    state = value.state_dict()
+    if isinstance(value, torch.nn.Module) and any(COMPILED in key for key in state):
+        return {plain_name(key): item for key, item in state.items()}
+    return state
+
+
+def plain_name(key: str) -> str:
+    return key.replace(COMPILED, "")

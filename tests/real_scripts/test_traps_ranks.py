@@ -49,6 +49,13 @@ def test_killed_ranks(stage: Stage) -> None:
     stage.compare("ddp.py", "own", "plain", nasty=["KILL@3", "KILL@5", "KILL@10"], ranks=2, save_every="2")
 
 
+def test_an_optimizer_that_is_shared_out(stage: Stage) -> None:
+    """ZeroRedundancyOptimizer: each rank's share goes on, and so do the options that a scheduler has set on the whole."""
+    whole, _ = stage.compare("ddp.py", "own", "zero", nasty=["TERM@3", "KILL@8"], ranks=2, save_every="2")
+    one, two = whole.final.values()
+    assert one["optimizer"] != two["optimizer"], "the trap is not set: both ranks have the same state"
+
+
 def test_objects_of_one_rank(stage: Stage) -> None:
     """An EMA that exists on rank 0 alone is kept for rank 0."""
     whole, _ = stage.compare("ddp.py", "own", "ema", nasty=["TERM@3", "KILL@8"], ranks=2, save_every="2")

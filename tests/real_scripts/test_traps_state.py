@@ -116,3 +116,10 @@ def test_unknown_options(stage: Stage) -> None:
     value = place.run("errors.py", AUTORESUME_SAVE_EVERY="sometimes")
     assert (value.code, "'10 minutes'" in value.err) == (1, True)
     assert not list(place.folder.glob("runs/*/incarnations/*"))
+
+
+@pytest.mark.parametrize("parts", ["kept", "changed"])
+def test_parts_that_load_in_their_own_way(stage: Stage, parts: str) -> None:
+    """Extra state that grows, lazy layers, an expanded buffer, and a part that is compiled, in all lives or in the first
+    alone: exact."""
+    stage.compare("own_ways.py", parts, nasty=["TERM@3", "KILL@8", "TERM@11"])

@@ -22,8 +22,8 @@ def main(run: Run) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 5, 0.5)
     train, test = DataLoader(Numbers(22), batch_size=4, shuffle=True), DataLoader(Numbers(7), batch_size=4)
-    run.track(model=model, optimizer=optimizer, scheduler=scheduler)
     model, optimizer, train, test, scheduler = accelerator.prepare(model, optimizer, train, test, scheduler)
+    run.track(model=model, optimizer=optimizer, scheduler=scheduler)
     for epoch in run.epochs(3):
         batches = run.batches(train) if how == "batches" else train
         for number, x in enumerate(batches):

@@ -1,5 +1,5 @@
 """Two ranks. Arguments: who makes the process group ("own", "backend", "none"), and what else is done:
-"plain", "ema" (on rank 0 alone), "promise" (an EMA on each, said to be the same, that isn't), "evaluate" (on rank 0 alone), "late" (rank 1 has an object of its own)."""
+"plain", "ema" (on rank 0 alone), "promise" (an EMA on each, said to be the same, that isn't), "evaluate" (on rank 0 alone), "late" (rank 1 has an object of its own), "zero" (each rank has a share of the optimizer's state)."""
 
 import sys
 
@@ -7,6 +7,7 @@ import nasty
 import torch
 import torch.distributed as dist
 from parts import Model, Numbers, evaluate, train_step
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 
@@ -25,7 +26,10 @@ def main(run: Run) -> None:
         # Each rank normalises by its own statistics: the buffers differ from rank to rank.
         model = DistributedDataParallel(model, broadcast_buffers=False)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    run.track(model=model, optimizer=optimizer)
+    if WHAT == "zero":
+        optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.Adam, lr=0.02)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    run.track(model=model, optimizer=optimizer, scheduler=scheduler)
     ema = None
     if WHAT == "ema" and run.rank == 0:
         ema = torch.optim.swa_utils.AveragedModel(model.module)
@@ -53,9 +57,11 @@ def main(run: Run) -> None:
         if WHAT == "evaluate" and run.rank == 0:
             inner = getattr(model, "module", model)
             run.log(test=evaluate(inner, tests), draw=torch.rand(()).item())
+        scheduler.step()
     nasty.finish(
         model=model,
-        optimizer=optimizer,
+        optimizer=optimizer.optim if WHAT == "zero" else optimizer,
+        rate=optimizer.param_groups[0]["lr"],
         ema=ema,
         mean=getattr(model, "module", model).inner[1].running_mean,
         seen=run.state.get("seen"),

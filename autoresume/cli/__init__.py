@@ -25,6 +25,7 @@ _COMMANDS = {
     "ls": "The checkpoints of a run, and whether they are valid.",
     "show": "One checkpoint: its tensors and its state.",
     "drill": "Whether a script really resumes: it is interrupted on purpose, and compared step by step.",
+    "rehearse": "Drill the first steps of a new run, in a folder that is thrown away.",
     "diff": "Two checkpoints: which values differ, and by how much.",
     "tag": "Give a checkpoint a name that keeps it.",
     "publish": "Give a run's loggers what they miss.",

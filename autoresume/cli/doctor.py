@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from autoresume.base.findings import Finding, Verdict, summary
-from autoresume.checks import filesystem, folder, meeting, memory, saving, software
+from autoresume.checks import filesystem, folder, meeting, memory, saving, script, software
 from autoresume.checks.folder import Writing
 from autoresume.cli.canary import send
 from autoresume.cli.common import bytes_of, emit
@@ -190,6 +190,7 @@ def machine(
         *found,
         saving.fits(estimate, window, share),
         saving.torchrun(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT"), estimate),
+        script.resumes(run_dir),
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from autoresume.node import processes
 
 EXIT_DIVERGED, EXIT_NOT_DETERMINISTIC, EXIT_INCONCLUSIVE = 1, 2, 3
 _SHOWN = 8
+_GENERATORS = re.compile(r"(rank \d+: )?run/(began|rng)/")
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -91,7 +93,7 @@ def command(
         environment={"WANDB_MODE": "offline"},
     )
     make = Run if slurm is None else SlurmRun
-    result = Drill(_tell, _states, make).run(plan, seed, kills, given, max_seconds)
+    result = Drill(_tell, compare_states, make).run(plan, seed, kills, given, max_seconds)
     if junit is not None:
         report.write_junit(result, Path(junit), shlex.join([script, *arguments]))
     _report(result, folder, f"{script}, seed {seed}", as_json)
@@ -152,10 +154,11 @@ def _refuse_others(folder: Path) -> None:
         )
 
 
-def _states(one: str, other: str) -> list[str]:
+def compare_states(one: str, other: str) -> list[str]:
     """What of the latest checkpoints of two runs differs."""
     comparing = importlib.import_module("autoresume.restore.diff")
     found = comparing.compare(comparing.read_values(one), comparing.read_values(other))
-    found = [line for line in found if line.what != "pickle"]  # their content was compared in each step
+    # Contents of pickles, and generators that somebody draws from, were compared in each step.
+    found = [line for line in found if line.what != "pickle" and not _GENERATORS.match(line.name)]
     more = [f"... and {len(found) - _SHOWN} more: autoresume diff {one} {other}"] if len(found) > _SHOWN else []
     return [f"the final {line.name} ({line.what})" for line in found[:_SHOWN]] + more

@@ -19,6 +19,7 @@ import click
 
 from autoresume.cli.common import restore_options, restore_variables
 from autoresume.cli.node import say
+from autoresume.config import options
 from autoresume.errors import EXIT_FINISHED, EXIT_HOPELESS, EXIT_INTERRUPTED, EXIT_STOPPED, UsageError
 from autoresume.handoff.signals import SignalTrap, parse_signals
 from autoresume.node import processes
@@ -40,6 +41,7 @@ _POLL_SECONDS = 0.05
 @click.option("--preempt-signal", default="SIGTERM", show_default=True, help="Signal that announces the preemption.")
 @click.option("--grace", default=30.0, show_default=True, help="Seconds between the signal and the kill.")
 @click.option("--once", is_flag=True, help="One life: its exit code is this command's, 75 if it can go on.")
+@click.option("--rehearse", is_flag=True, help="Drill the first steps of a new run before it is begun.")
 @restore_options
 @click.argument("script", type=click.UNPROCESSED)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
@@ -51,6 +53,7 @@ def command(
     preempt_signal: str,
     grace: float,
     once: bool,
+    rehearse: bool,
     script: str,
     arguments: tuple[str, ...],
     **restore: str | None,
@@ -65,6 +68,8 @@ def command(
         raise UsageError(f"--nproc {nproc}: at least one rank trains")
     say("autoresume run")
     os.environ.update(restore_variables(restore))
+    if rehearse or options.load_options({}).rehearse:
+        _rehearse([f"--nproc={nproc}", f"--grace={grace}", script, *arguments])
     node = [
         sys.executable,
         "-m",
@@ -85,6 +90,12 @@ def command(
         launch = [sys.executable, "-m", "autoresume.ranks.launcher", *elastic, script, *arguments]
     cluster = _Cluster(node + launch, _seconds(preempt_after), parse_signals(preempt_signal)[0], grace)
     sys.exit(cluster.live(None if once else max_restarts))
+
+
+def _rehearse(words: list[str]) -> None:
+    """Leaves with 1 where the run is refused."""
+    if subprocess.run([sys.executable, "-m", "autoresume", "rehearse", *words], check=False).returncode:
+        sys.exit(1)
 
 
 def _seconds(text: str) -> list[float]:

@@ -39,6 +39,7 @@ _OURS = {
     "spares": True,
     "budget": True,
     "successor": False,
+    "rehearse": False,
     "again": False,
     "json": False,
     **{f"restore.{word}": True for word in restore_request.FIELDS},
@@ -62,6 +63,7 @@ Options: sbatch's (--nodes, --time, --partition, --gpus-per-node, --array, --dep
   --successor        let a job submit the next one, where a requeue is denied
   --restore.mode M   what a new run takes over: finetune, hotstart or continue (see docs/restore.md); --restore.from X,
                      --restore.select X and the other words of `restore` alike
+  --rehearse         drill the first steps of a new run in the job, on one node, before it is begun
   --again            submit although a job of this run is there
   --json             print the job for programs"""
 
@@ -204,6 +206,7 @@ class Submission:
             srun_options=["--no-kill"] if self.spares else [],
             submitted=str(self.kept),
             successor="successor" in self.parsed.ours,
+            rehearse="rehearse" in self.parsed.ours,
         )
 
     def text(self) -> str:

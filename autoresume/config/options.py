@@ -86,6 +86,10 @@ class Options:
     """Steps that are trained again after a crash are compared with what the life before noted of them: "warn" where
     they came out otherwise, "stop", or "off"."""
 
+    rehearse: bool = False
+    """`autoresume run` drills the first steps of a new run before it is begun. Not for the decorator: that is too
+    late."""
+
     hang_after: str | float = "auto"
     """Seconds without a step after which ranks under a node daemon count as hanging; "auto" learns it from the run's
     own steps; "off"."""
@@ -193,6 +197,11 @@ def load_options(
     folder = folder or Path.cwd()
     merged: dict[str, Any] = {}
     _merge(merged, given, "the decorator")
+    if merged.get("rehearse"):
+        raise UsageError(
+            "rehearse=True in the decorator comes too late: the run has begun. Give --rehearse to autoresume run or "
+            "sbatch, or rehearse: true in autoresume.yaml"
+        )
     path = Path(environment["AUTORESUME_CONFIG"]) if "AUTORESUME_CONFIG" in environment else folder / DEFAULT_FILE
     if path.exists():
         _merge(merged, _read_yaml(path), str(path))
@@ -251,6 +260,11 @@ def _convert(name: str, value: Any, source: str) -> Any:
             if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
                 raise ValueError
             return int(value)
+        if name == "rehearse":
+            word = str(value).lower()
+            if word not in ("true", "false", "1", "0", "yes", "no"):
+                raise ValueError
+            return word in ("true", "1", "yes")
         if name == "grace":
             return float(value)
         if name == "hang_after" and isinstance(value, (int, float)) and not isinstance(value, bool):

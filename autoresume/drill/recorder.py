@@ -152,7 +152,7 @@ class Recorder:
 
     def _forward(self, module: torch.nn.Module, args: Any) -> None:
         if self._rng is None:
-            self._rng = rng.rng_digests()
+            self._rng = _drawn_from()
         if torch.is_grad_enabled():
             self._reached("forward")
         else:
@@ -175,7 +175,7 @@ class Recorder:
             "objects": found,
             "state": {name: untracked.content_digest(value) for name, value in state.items()},
             "shown": {name: untracked.short(value) for name, value in state.items()},
-            "rng": rng.rng_digests(),
+            "rng": _drawn_from(),
         }
 
     def _write(self, line: dict[str, Any]) -> None:
@@ -235,6 +235,12 @@ def freeze_clock() -> None:
     looks = iter(range(1, 1 << 62))
     time.time = lambda: _FROZEN + next(looks) * 1e-6
     time.time_ns = lambda: int(_FROZEN * 1e9) + next(looks) * 1000
+
+
+def _drawn_from() -> dict[str, str]:
+    """The generators, but for those that stand as they were seeded, which by itself means nothing."""
+    unused = rng.never_drawn()
+    return {name: text for name, text in rng.rng_digests().items() if name not in unused}
 
 
 def _digests(name: str, value: Any) -> dict[str, str]:

@@ -35,6 +35,8 @@ class Launch:
     """Path of this very script in the run directory."""
     successor: bool = False
     """Jobs follow each other instead of being requeued."""
+    rehearse: bool = False
+    """The first steps of a new run are drilled on one of the nodes before it is begun."""
 
 
 def body(launch: Launch) -> list[str]:
@@ -66,6 +68,8 @@ def body(launch: Launch) -> list[str]:
             'AUTORESUME_SUCCESSOR=$(cut -d ";" -f 1 "$successor")',
             "export AUTORESUME_SUCCESSOR",
         ]
+    if launch.rehearse:
+        lines.append(f"{_rehearsal(launch)} || exit 1")
     lines += [
         "",
         "# The shell outlives the step, to carry out what the daemon decided. A signal for it alone (--signal=B:) is",
@@ -78,25 +82,28 @@ def body(launch: Launch) -> list[str]:
         'while wait "$step"; code=$?; kill -0 "$step" 2>/dev/null; do :; done',
         "",
     ]
+    return [*lines, *_what_follows(launch), 'exit "$code"']
+
+
+def _what_follows(launch: Launch) -> list[str]:
+    """Behind the daemons: what they have decided is carried out."""
     if launch.successor:
-        lines += ['if [ -e "$folder/done" ]; then', '    scancel "$AUTORESUME_SUCCESSOR"', "fi"]
-    else:
-        lines += [
-            "# A daemon that was killed itself has decided nothing. That is forgiven five times.",
-            'if [ "$code" -eq 137 ] && [ ! -e "$folder/done" ]; then',
-            '    touch "$folder/lost"',
-            '    [ "$(find "$AUTORESUME_RUN_DIR/jobs" -name lost | wc -l)" -gt 5 ] || touch "$folder/requeue"',
-            "fi",
-            "for pause in 0 5 15 30 60; do  # the controller may be away",
-            '    [ -e "$folder/requeue" ] || break',
-            '    sleep "$pause"',
-            '    state=$(scontrol -o show job "$job") || continue',
-            '    case "$state" in *" JobState=RUNNING "*) ;; *) break ;; esac',
-            '    scontrol requeue "$job" && break',
-            '    scontrol update job="$job" requeue=1',
-            "done",
-        ]
-    return [*lines, 'exit "$code"']
+        return ['if [ -e "$folder/done" ]; then', '    scancel "$AUTORESUME_SUCCESSOR"', "fi"]
+    return [
+        "# A daemon that was killed itself has decided nothing. That is forgiven five times.",
+        'if [ "$code" -eq 137 ] && [ ! -e "$folder/done" ]; then',
+        '    touch "$folder/lost"',
+        '    [ "$(find "$AUTORESUME_RUN_DIR/jobs" -name lost | wc -l)" -gt 5 ] || touch "$folder/requeue"',
+        "fi",
+        "for pause in 0 5 15 30 60; do  # the controller may be away",
+        '    [ -e "$folder/requeue" ] || break',
+        '    sleep "$pause"',
+        '    state=$(scontrol -o show job "$job") || continue',
+        '    case "$state" in *" JobState=RUNNING "*) ;; *) break ;; esac',
+        '    scontrol requeue "$job" && break',
+        '    scontrol update job="$job" requeue=1',
+        "done",
+    ]
 
 
 def srun(launch: Launch) -> str:
@@ -109,3 +116,10 @@ def srun(launch: Launch) -> str:
     else:
         words += [launch.python]
     return shlex.join([*words, launch.script, *launch.arguments])
+
+
+def _rehearsal(launch: Launch) -> str:
+    """A drill on one node; a run that has a checkpoint is not drilled."""
+    words = ["srun", "--nodes=1", "--ntasks=1", "--export=ALL", *launch.container]
+    words += [*launch.autoresume, "rehearse", f"--nproc={launch.ranks}", launch.script, *launch.arguments]
+    return shlex.join(words)

@@ -59,7 +59,7 @@ def test_a_table_and_a_summary_for_people() -> None:
     result = invoke("--state-size", "1MB")
     assert result.exit_code == 0
     assert "For a cluster, run this on its login node." in result.output
-    assert " 0 fail, 1 unknown: " in result.output.splitlines()[-1]
+    assert " 0 fail, 2 unknown: " in result.output.splitlines()[-1]
 
 
 def test_the_state_is_as_large_as_the_newest_checkpoint(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ FROZEN = {
     "backend": None,
     "profile": None,
     "retrained": "warn",
+    "rehearse": False,
     "hang_after": "auto",
 }
 """A new option needs a default that is right for nearly all, a line in the docs, and a line here."""

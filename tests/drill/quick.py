@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from autoresume.cli.drill import _states
+from autoresume.cli.drill import compare_states
 from autoresume.drill.drill import Drill, Result
 from autoresume.drill.driver import Plan, Run
 from autoresume.drill.schedule import Interruption
@@ -41,7 +41,7 @@ class Quick(Run):
 
 def quick(folder: Path, script: str, *arguments: str, interruptions: list[Interruption]) -> Result:
     plan = Plan(str(SCRIPTS / script), arguments, folder / "drill", save_every="1 steps")
-    return Drill(lambda text: None, _states, Quick).run(plan, 0, 1, interruptions)
+    return Drill(lambda text: None, compare_states, Quick).run(plan, 0, 1, interruptions)
 
 
 KILL = [Interruption("kill-rank", "step", 11)]

@@ -149,8 +149,9 @@ def _open_run(options: dict[str, Any]) -> Run | None:
         resources.trap.restore()
         if resources.ranks.rank == 0:
             log.info(
-                "the run in %s is finished: it ended after step %s. To train on, for more epochs, say, start it with "
-                "--restore.mode continue; to start a new one, give another run_dir (in the decorator, or "
+                "the run in %s is finished: it ended after step %s. To train on, for more epochs, say, start the same "
+                "command with AUTORESUME_RESTORE_MODE=continue in its environment, or `autoresume run` or `sbatch` "
+                "with --restore.mode continue; to start a new one, give another run_dir (in the decorator, or "
                 "AUTORESUME_RUN_DIR), or move the folder away.",
                 resources.folder,
                 record.ended["step"],

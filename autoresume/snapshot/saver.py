@@ -31,6 +31,7 @@ from autoresume.snapshot.copies import Copies, Copying, Recipe, WriteDetector, c
 from autoresume.snapshot.devices import Streams, current_device
 from autoresume.snapshot.layout import Plan
 from autoresume.snapshot.optimizer_steps import OptimizerSteps
+from autoresume.snapshot.parameter_data import ParameterData
 from autoresume.snapshot.pending import CopiesBegun, PendingSnapshot
 from autoresume.snapshot.planner import Planner
 from autoresume.snapshot.recapture import Recaptured, without_collections
@@ -87,6 +88,7 @@ class Saver:
         self._streams = Streams()
         self._planner = Planner(ranks, self.unchanged)
         self._optimizers = OptimizerSteps(self._before_step)
+        self._data = ParameterData(self._before_step)
         self._pending: PendingSnapshot | None = None
         self._recipes: WeakKeyDictionary[Arena, Recipe] = WeakKeyDictionary()
         self._recipes_for: tuple[Any, ...] | None = None
@@ -208,6 +210,7 @@ class Saver:
     def close(self) -> None:
         """Arenas in the daemon's folder stay: it keeps them for the ranks that may come next."""
         self._optimizers.close()
+        self._data.close()
         self.finish_handover()
         self.unchanged.finish_comparing()
         self._recipes.clear()
@@ -291,7 +294,7 @@ class Saver:
             self.unchanged.start_comparing(sealed.snapshot.checkpoint.step, sealed.snapshot.image, chunks, self._pool)
 
     def _before_step(self) -> None:
-        """What an optimizer's step changes must have been copied."""
+        """What an optimizer's step changes, or whoever gets at a parameter's data, must have been copied."""
         pending = self._pending
         if pending is not None:
             began = time.monotonic()

@@ -75,6 +75,9 @@ def test_a_script_without_main(stage: Stage) -> None:
     again = finished.run("globals.py")
     assert (again.code, "is finished: it ended after step 4" in again.err) == (0, True)
     assert (len(finished.incarnations()), finished.metrics) == (1, metrics)
+    assert "AUTORESUME_RESTORE_MODE=continue" in again.err, "which a script that parses its own command line takes, too"
+    assert finished.run("globals.py", AUTORESUME_RESTORE_MODE="continue").code == 0
+    assert [life["ended"]["how"] for life in finished.incarnations()] == ["finished", "finished"]
 
 
 @pytest.mark.parametrize("kind", ["run", "stream", "batches", "held", "other", "before", "stateful"])

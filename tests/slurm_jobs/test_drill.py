@@ -34,3 +34,19 @@ def test_a_job_is_drilled(job: Job, folder: Path) -> None:
     ]
     assert [life["ended"]["cause"] for life in lives] == ["requeued", "node failure", "killed", "finished"]
     assert len({life["job"]["id"] for life in lives}) == 1
+
+
+def test_a_job_that_would_not_resume_is_not_begun(job: Job) -> None:
+    """`sbatch --rehearse`: the job drills the first steps on one of its nodes, says what is wrong, and fails; no life of the
+    run was begun, Slurm does not run it again, and nothing is left of the rehearsal."""
+    trainer = Path(__file__).parents[1] / "drill" / "scripts" / "trainer.py"
+    job.run.mkdir(parents=True, exist_ok=True)
+    script = job.run.parent / "train.py"
+    script.write_text(trainer.read_text().replace("MISTAKE = sys.argv[1]", 'MISTAKE = "scheduler"'))
+    job.submit("--nodes=2", "--nproc=1", "--rehearse", script=script)
+    assert job.until_over() == "FAILED"
+    assert "run.track(scheduler=scheduler)" in job.log()
+    assert "was not started" in job.log()
+    assert job.field("Restarts") == "0"
+    assert job.lives() == []
+    assert not [path for path in job.run.parent.iterdir() if "rehearsal" in path.name]

@@ -24,6 +24,7 @@ from autoresume.ranks.agreement import Ranks
 log = logging.getLogger("autoresume")
 
 _LEAST_RANKS = 3
+_ELEMENTWISE = "torch.distributed.algorithms.ddp_comm_hooks.default_hooks"
 
 
 class ReductionOrder:
@@ -77,25 +78,47 @@ class ReductionOrder:
         self.order = order
 
 
-def find_ddp_modules(objects: Mapping[str, Any], world_size: int) -> dict[str, ReductionOrder]:
-    """The DDP wrappers of tracked modules, by the modules' names. Empty where the order can't matter."""
-    if world_size < _LEAST_RANKS:
+def find_ddp_modules(objects: Mapping[str, Any], world_size: int) -> dict[str, DistributedDataParallel]:
+    """The DDP wrappers of tracked modules, by the modules' names."""
+    if world_size == 1:
         return {}
     tracked = {id(value): name for name, value in objects.items() if isinstance(value, torch.nn.Module)}
-    found: dict[str, ReductionOrder] = {}
+    found: dict[str, DistributedDataParallel] = {}
     for thing in gc.get_objects():
         if issubclass(type(thing), DistributedDataParallel):
             inner = getattr(thing.module, "_orig_mod", thing.module)
             if id(inner) in tracked:
-                found[tracked[id(inner)]] = ReductionOrder(thing)
+                found[tracked[id(inner)]] = thing
     return dict(sorted(found.items()))
+
+
+def hook_on_buckets(module: DistributedDataParallel) -> str | None:
+    """The name of a communication hook that may look at DDP's buckets, which are not those of the life before in the
+    first step of each life. Torch's hooks that only change the numbers' type don't; some DDPs never lay them out anew.
+    """
+    hooks = [hook for hook, _ in getattr(module, "_comm_hooks", []) if hook.__module__ != _ELEMENTWISE]
+    if not hooks or (module.find_unused_parameters and not module.static_graph):
+        return None
+    return str(getattr(hooks[0], "__qualname__", type(hooks[0]).__qualname__))
 
 
 def restore_reduction_orders(
     objects: Mapping[str, Any], ranks: Ranks, noted: Mapping[str, list[int]]
 ) -> dict[str, ReductionOrder]:
     """Let DDP add up gradients in the noted order, bit for bit; where none is noted, note it. Every rank calls it."""
-    found = find_ddp_modules(objects, ranks.world_size)
+    modules = find_ddp_modules(objects, ranks.world_size)
+    for name, module in modules.items():
+        hook = hook_on_buckets(module)
+        if hook is not None and ranks.rank == 0:
+            log.warning(
+                "%s: the communication hook %s may look at DDP's buckets, which DDP lays out anew after the first step "
+                "of each life: the first step after a resume is another one then. With find_unused_parameters=True DDP "
+                "keeps them as they are.",
+                name,
+                hook,
+            )
+    # Two ranks need no order, since a + b = b + a.
+    found = {name: ReductionOrder(module) for name, module in modules.items() if ranks.world_size >= _LEAST_RANKS}
     for name, one in found.items():
         order = noted.get(name)
         ready = order is not None and len(order) == len(one.parameters) and one.can_rehearse()

@@ -1,7 +1,7 @@
 """Can what an object gives as its state be put back? Tried on a copy, after the first step, while nothing is lost yet.
 
 Law: a look: the object itself, its tensors and the process's generators are as they were. Torch's own classes are
-believed, so are large objects, and those that can't be copied.
+believed, so are large objects, sharded ones, and those that can't be copied.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from autoresume.state.capture import Captured, capture
 from autoresume.state.decode import decode
 from autoresume.state.in_place import loads_as_torch
 from autoresume.state.pickled import pickled
+from autoresume.state.sharded import is_sharded
 
 log = logging.getLogger("autoresume")
 
@@ -49,7 +50,8 @@ def _to_be_tried(name: str, target: Any) -> Iterator[tuple[str, Any]]:
             inside = bool(done) and path.startswith(done)
             if not inside and not (loads_as_torch(part) and _gives_no_more(part)):
                 done = f"{path}."
-                yield f"{name}.{path}" if path else name, part
+                if not any(map(is_sharded, [*part.parameters(), *part.buffers()])):
+                    yield f"{name}.{path}" if path else name, part
     elif not isinstance(target, pickled) and not type(target).__module__.startswith(("torch.", "autoresume.")):
         yield name, target
 

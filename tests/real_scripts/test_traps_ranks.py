@@ -56,6 +56,18 @@ def test_an_optimizer_that_is_shared_out(stage: Stage) -> None:
     assert one["optimizer"] != two["optimizer"], "the trap is not set: both ranks have the same state"
 
 
+def test_a_communication_hook_that_looks_at_buckets(stage: Stage) -> None:
+    """As PowerSGD does: exact where DDP keeps its buckets; where it lays them out anew, that is told at the first start, with
+    what to do."""
+    whole, _ = stage.compare("ddp.py", "own", "hook", nasty=["TERM@3", "KILL@8"], ranks=2, save_every="2")
+    assert "communication hook" not in whole.ended[0].err
+    place = stage.place("told")
+    first, second = place.run_ranks(2, "ddp.py", "own", "hook-anew")
+    assert "the communication hook by_bucket may look at DDP's buckets" in first.err
+    assert "find_unused_parameters=True" in first.err
+    assert "communication hook" not in second.err
+
+
 def test_objects_of_one_rank(stage: Stage) -> None:
     """An EMA that exists on rank 0 alone is kept for rank 0."""
     whole, _ = stage.compare("ddp.py", "own", "ema", nasty=["TERM@3", "KILL@8"], ranks=2, save_every="2")

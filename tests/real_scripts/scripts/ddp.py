@@ -1,5 +1,6 @@
 """Two ranks. Arguments: who makes the process group ("own", "backend", "none"), and what else is done:
-"plain", "ema" (on rank 0 alone), "promise" (an EMA on each, said to be the same, that isn't), "evaluate" (on rank 0 alone), "late" (rank 1 has an object of its own), "zero" (each rank has a share of the optimizer's state)."""
+"plain", "ema" (on rank 0 alone), "promise" (an EMA on each, said to be the same, that isn't), "evaluate" (on rank 0 alone), "late" (rank 1 has an object of its own), "zero" (each rank has a share of the optimizer's state), "hook" (one that looks at DDP's buckets), "hook-anew" (which
+DDP lays out anew)."""
 
 import sys
 
@@ -7,6 +8,7 @@ import nasty
 import torch
 import torch.distributed as dist
 from parts import Model, Numbers, evaluate, train_step
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
@@ -14,6 +16,14 @@ from torch.utils.data import DataLoader, DistributedSampler
 from autoresume import Run, autoresume, replicated
 
 GROUP, WHAT = sys.argv[1:3]
+
+
+def by_bucket(state, bucket):
+    """Rounds by the greatest number of a bucket: of another bucket it is another one."""
+    gradients = bucket.buffer()
+    scale = gradients.abs().max().clamp_min(1e-12) / 127
+    gradients.copy_((gradients / scale).round() * scale)
+    return allreduce_hook(None, bucket)
 
 
 @autoresume(backend="gloo" if GROUP == "backend" else None)
@@ -24,7 +34,10 @@ def main(run: Run) -> None:
     model = Model()
     if GROUP != "none":
         # Each rank normalises by its own statistics: the buffers differ from rank to rank.
-        model = DistributedDataParallel(model, broadcast_buffers=False)
+        keeps = WHAT == "hook"
+        model = DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=keeps)
+    if "hook" in WHAT:
+        model.register_comm_hook(None, by_bucket)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     if WHAT == "zero":
         optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.Adam, lr=0.02)

@@ -17,15 +17,19 @@ INTRODUCTION = """# Examples
 Four ordinary scripts, each before and after. The diffs are all there is to it; each pair, undisturbed, ends with the
 same weights bit for bit, and so does the second script however often it is stopped or killed. Start it again with the
 same command, and it goes on. (This page is made by `examples/make_docs.py`.)
+
+What it takes is about five lines: the import, `@autoresume` and the argument `run`, `run.track`, and the loop over
+the steps, `run.steps`. Loops over epochs take one more: `run.epochs` enters the epoch that was interrupted, and
+`run.step()` says where a step ends. Metrics whose curve is to show each step once are one more, `run.log(loss=loss)`.
 """
 
 PARAGRAPHS = {
     "ddp_classifier": """## A classifier under DDP
 
-Nested loops stay as they are: `run.epochs` enters the epoch that was interrupted, and `run.batches` takes the script's
-own DataLoader with its DistributedSampler and goes on at the next batch. Each turn of it ends at a step boundary. What
-the ranks do not share (random numbers, the batch norm statistics of each) is kept for each of them. It runs as
-`torchrun --nproc-per-node 2 after.py`, and survives more as `autoresume run --nproc 2 after.py`.""",
+Nested loops stay as they are: `run.epochs` enters the epoch that was interrupted, and there the script's own DataLoader
+with its DistributedSampler goes on at the next batch. `run.step()` is the step boundary: everything is consistent, on
+all ranks. What the ranks do not share (random numbers, the batch norm statistics of each) is kept for each of them. It
+runs as `torchrun --nproc-per-node 2 after.py`, and survives more as `autoresume run --nproc 2 after.py`.""",
     "nanogpt_style": """## nanoGPT's manner
 
 There is no main function, so `autoresume.start()` opens the run and `run.finish()` ends it. The loop is the script's
@@ -41,7 +45,7 @@ seed, so that it is the same at each start and need not be kept.""",
 
 No epochs and no loader. The replay buffer's `state_dict` gives its arrays up to where they are filled, the environment
 gives its few numbers, and the numpy generator that both draw from is tracked by itself. Exploration follows the step,
-which `run.step_count` knows.""",
+which `run.steps` gives from where the run stands; each turn of it ends at a step boundary.""",
 }
 
 

@@ -75,15 +75,14 @@ def main(run: Run) -> None:
     run.track(model=model, optimizer=optimizer, scheduler=scheduler)
     for epoch in run.epochs(EPOCHS):
         sampler.set_epoch(epoch)
-        for images, labels in run.batches(loader):
+        for images, labels in loader:
             loss = cross_entropy(model(images.to(device)), labels.to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             scheduler.step()
-            run.log(loss=loss)
+            run.step()
         accuracy = evaluate(model.module, test, device)
-        run.log(accuracy=accuracy)
         if dist.get_rank() == 0:
             print(f"epoch {epoch}: {accuracy:.1%} of the test digits are read", flush=True)
     if dist.get_rank() == 0:

@@ -43,7 +43,7 @@ def main(run: Run) -> None:
     fixed_noise = torch.randn(512, 8)
     run.track(generator=generator, discriminator=discriminator, optimizer_g=optimizer_g, optimizer_d=optimizer_d)
     for epoch in run.epochs(EPOCHS):
-        for (real,) in run.batches(loader):
+        for (real,) in loader:
             fake = generator(torch.randn(len(real), 8))
             loss_d = (softplus(-discriminator(real)) + softplus(discriminator(fake.detach()))).mean()
             optimizer_d.zero_grad()
@@ -55,10 +55,9 @@ def main(run: Run) -> None:
             optimizer_g.zero_grad()
             loss_g.backward()
             optimizer_g.step()
-            run.log(loss_d=loss_d, loss_g=loss_g)
+            run.step()
         with torch.no_grad():
             hit = spots_hit(generator(fixed_noise))
-        run.log(spots=hit)
         print(f"epoch {epoch}: {hit} of 8 spots", flush=True)
     torch.save(generator.state_dict(), "generator.pt")
 

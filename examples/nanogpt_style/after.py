@@ -89,7 +89,6 @@ while True:
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    run.log(loss=loss, best_val_loss=best_val_loss)
     iter_num += 1
     run.state.loop = X, Y, iter_num, best_val_loss
     if iter_num > max_iters:

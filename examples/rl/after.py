@@ -97,8 +97,7 @@ def main(run: Run) -> None:
     q, target = (nn.Sequential(nn.Linear(HEIGHT * WIDTH, 64), nn.ReLU(), nn.Linear(64, 3)) for _ in range(2))
     optimizer = torch.optim.Adam(q.parameters(), lr=1e-3)
     run.track(q=q, target=target, optimizer=optimizer, buffer=buffer, environment=environment, random=random)
-    run.restore()
-    for step in range(run.step_count, STEPS):
+    for step in run.steps(STEPS):
         now = environment.observe()
         epsilon = max(0.02, 1 - step / 1000)
         with torch.no_grad():
@@ -112,8 +111,6 @@ def main(run: Run) -> None:
         caught = float(np.mean(environment.caught or [0]))
         if step % 500 == 499:
             print(f"step {step + 1}: {caught:.0%} of the last 100 balls are caught, loss {loss:.4f}", flush=True)
-        run.log(loss=loss, caught=caught)
-        run.step()
     torch.save(q.state_dict(), "q.pt")
 
 

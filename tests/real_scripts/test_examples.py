@@ -16,11 +16,16 @@ from typing import Any
 import psutil
 import pytest
 
+from autoresume.checkpoint.discover import newest_step
+from autoresume.restore import diff
+from autoresume.storage.local import LocalStorage
 from tests import warm
-from tests.real_scripts.harness import INTERRUPTED, Place, Stage, environment, read_metrics
+from tests.real_scripts.harness import INTERRUPTED, Place, Stage, environment
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-NAMES = ["ddp_classifier", "nanogpt_style", "gan", "rl"]
+LINES = {"ddp_classifier": 6, "nanogpt_style": 7, "gan": 6, "rl": 5}
+"""Import, decorator, signature, track, loop, and the step where the loop has none; without a main function other
+variables' state comes on top."""
 PATIENCE_SECONDS = 90.0
 
 
@@ -33,11 +38,15 @@ def make_docs() -> Any:
     return module
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_eight_lines_are_enough(name: str) -> None:
-    """An ordinary script becomes preemption-proof by at most 8 added or changed lines."""
+@pytest.mark.parametrize("name", LINES)
+def test_few_lines_are_enough(name: str) -> None:
+    """An ordinary script becomes preemption-proof by about 5 added or changed lines; what was deleted counts, too."""
     docs = make_docs()
-    assert docs.changed_lines(*docs.read(name)) <= 8
+    assert docs.changed_lines(*docs.read(name)) <= LINES[name]
+
+
+def test_each_example_is_counted() -> None:
+    assert set(make_docs().PARAGRAPHS) == set(LINES)
 
 
 def test_the_page_is_up_to_date() -> None:
@@ -50,14 +59,14 @@ def weights(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.pt")}
 
 
-def journal(folder: Path) -> Path:
-    (found,) = folder.glob("runs/*/metrics.jsonl")
+def run_of(folder: Path) -> Path:
+    (found,) = folder.glob("runs/*")
     return found
 
 
 def ended(folder: Path) -> list[str]:
     """How each incarnation ended."""
-    records = sorted(journal(folder).parent.glob("incarnations/*.json"))
+    records = sorted(run_of(folder).glob("incarnations/*.json"))
     return [(json.loads(path.read_text())["ended"] or {"how": "unknown"})["how"] for path in records]
 
 
@@ -69,17 +78,12 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 
 def last_step(folder: Path) -> int:
-    """The last step that can be seen in metrics.jsonl."""
-    try:
-        lines = journal(folder).read_bytes().splitlines(keepends=True)
-    except ValueError:
-        return 0
-    whole = [line for line in lines if line.endswith(b"\n")]
-    return int(json.loads(whole[-1])["step"]) if whole else 0
+    """The step of the newest checkpoint."""
+    return max((newest_step(LocalStorage(run)) for run in folder.glob("runs/*")), default=0)
 
 
 def interrupt_at(folder: Path, step: int, interrupt: Callable[[], None], alive: Callable[[], bool]) -> None:
-    """Interrupt as soon as metrics.jsonl shows `step`, the script being in the middle of its work."""
+    """Interrupt as soon as a checkpoint shows `step`, the script being in the middle of its work."""
     wait_until(lambda: last_step(folder) >= step or not alive(), f"step {step} was not seen")
     said = "\n".join(path.read_text() for path in folder.glob("log"))
     assert alive(), f"it ended by itself:\n{said}"
@@ -94,7 +98,7 @@ def interrupt_at(folder: Path, step: int, interrupt: Callable[[], None], alive: 
 def test_interrupted_example(
     stage: Stage, name: str, arguments: list[str], save_every: str, steps: tuple[int, int]
 ) -> None:
-    """Stopped by SIGTERM, then killed, then left alone: the same metrics and weights as undisturbed; and those are
+    """Stopped by SIGTERM, then killed, then left alone: the same state and weights as undisturbed; and those are
     the weights of the script without autoresume. An interrupted run saves no final model."""
     whole, torn, plain = stage.place("whole"), stage.place("torn"), stage.place("plain")
     script = str(EXAMPLES / name / "after.py")
@@ -113,9 +117,18 @@ def test_interrupted_example(
     assert ended(torn.folder) == ["interrupted", "died", "finished"]
 
 
+def state(place: Place) -> dict[str, Any]:
+    """Of the last checkpoint: what is tracked, what is in run.state, and torch's generators, of each rank. (A last
+    checkpoint is taken behind the loop, or in its last turn if one was due there: so much its positions tell.)"""
+    values = diff.read_values(str(run_of(place.folder)))
+    return {name: value for name, value in values.items() if "run/" not in name or "run/rng/torch" in name}
+
+
 def same(whole: Place, torn: Place) -> None:
-    assert read_metrics(journal(torn.folder)) == read_metrics(journal(whole.folder))
-    assert weights(torn.folder) == weights(whole.folder)
+    assert weights(torn.folder) == weights(whole.folder) != {}
+    one, other = state(whole), state(torn)
+    assert any("run/rng/torch" in name for name in one)
+    assert diff.compare(one, other) == []
 
 
 class Command:

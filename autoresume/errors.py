@@ -7,6 +7,8 @@ Nothing here imports anything of the project.
 from __future__ import annotations
 
 EXIT_FINISHED = 0
+"""The training came to its end, and its last state is durable."""
+
 EXIT_INTERRUPTED = 75
 """Interrupted and resumable: sysexits.h's EX_TEMPFAIL, "try again later"."""
 

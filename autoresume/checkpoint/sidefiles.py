@@ -7,12 +7,24 @@ costs no copy. Putting back makes the folder what the checkpoint holds; what is 
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager
+from typing import BinaryIO
 
+from autoresume.errors import UsageError
 from autoresume.format import names
 from autoresume.format.names import CheckpointName
 from autoresume.storage.base import Storage
+from autoresume.storage.local import LocalStorage
 
 log = logging.getLogger("autoresume")
+
+
+def open_file(storage: LocalStorage, name: str, mode: str) -> AbstractContextManager[BinaryIO]:
+    """One of the run's, to be read ("rb"), or written as a whole ("wb"). Raises OSError, UsageError."""
+    if mode not in ("rb", "wb") or not names.is_inside(name):
+        raise UsageError(f"run.open({name!r}, {mode!r}): give a plain relative name, and 'rb' or 'wb'")
+    inside = f"{names.FILES}/{name}"
+    return storage.writer(inside) if mode == "wb" else open(storage.path(inside), "rb")
 
 
 def is_side_file(file: str) -> bool:

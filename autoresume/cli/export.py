@@ -17,7 +17,14 @@ _SUFFIXES = {"safetensors": ".safetensors", "torch": ".pt", "dcp": "-dcp", "hugg
 @click.argument("source")
 @click.argument("checkpoint", default="latest")
 @click.option("--to", "target", default=None, metavar="PATH", help="Where to write it; a folder for --name.")
-@click.option("--format", "kind", type=click.Choice(list(_SUFFIXES)), default="safetensors", show_default=True)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(list(_SUFFIXES)),
+    default="safetensors",
+    show_default=True,
+    help="A file, or the folder of another library.",
+)
 @click.option("--model", default=None, help="Which of several models.")
 @click.option("--name", "template", default=None, metavar="TEMPLATE", help="A name such as {model}_cp={checkpoint}.th")
 @click.option("--field", "fields", multiple=True, metavar="NAME=VALUE", help="A field for the template.")

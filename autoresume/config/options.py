@@ -23,18 +23,14 @@ from autoresume.errors import UsageError
 from autoresume.handoff.signals import parse_signals
 
 DEFAULT_FILE = "autoresume.yaml"
-_INTERNAL = {
-    "CONFIG",
-    "NODE_FOLDER",
-    "NODES",
-    "ROUND",
-    "MEMORY",
-    "FAILPOINT",
-    "SUCCESSOR",
-    "JOB_END",
-    "DRILL",
-    "SIGNING_KEY",
+VARIABLES = {
+    "CONFIG": "A file with options, in place of `autoresume.yaml` in the folder where the script is started.",
+    "MEMORY": "The folder in memory where snapshots are held. Default: /dev/shm, or where temporary files lie.",
+    "SIGNING_KEY": "A file with the key that signs checkpoints, of 16 to 64 bytes, that nobody else may read.",
 }
+"""What users may set beside the options."""
+_INTERNAL = {*VARIABLES, "NODE_FOLDER", "NODES", "ROUND", "FAILPOINT", "SUCCESSOR", "JOB_END", "DRILL"}
+"""No options."""
 _UNITS = {
     **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), 1),
     **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), 60),
@@ -51,7 +47,8 @@ class Options:
     """What can be set. `docs/options.md` says it at length."""
 
     run_dir: str | None = None
-    """Where the run lives. Default: runs/<script>, with a short digest of the arguments if there are any."""
+    """Where the run lives. Default: `runs/<script>`, with a short digest of the arguments, if there are any, and of the
+    script's folder, if it is another one."""
     save_every: str | int = "auto"
     """"auto" (from the measured cost of a save), "500 steps", "10 minutes", or a number of steps."""
     keep: int = 3
@@ -69,7 +66,7 @@ class Options:
     grace: float = 30.0
     """Seconds from such a signal until we are killed; a Slurm job learns its own."""
     seed: int | None = None
-    """Seed of the run; by default one is drawn when the run is created, and kept."""
+    """Seeds python, numpy and torch at each start, each rank differently; by default the script does that."""
     loggers: tuple[str, ...] = ()
     """Which loggers are fed from metrics.jsonl, e.g. ["tensorboard"]."""
     publish: str = "committed"

@@ -50,6 +50,7 @@ class RestoreRequest:
     """
 
     mode: str | None = None
+    """What is taken over: finetune, hotstart or continue; null is nothing."""
     source: str | None = None
     """`from`: a run's folder or id, a checkpoint's folder, a file, a URL, a logger's name for a run."""
     select: str = "latest"
@@ -57,7 +58,8 @@ class RestoreRequest:
     stage: str | None = None
     """Which stage of it; alone: another stage of this run."""
     lenient: frozenset[str] = frozenset()
-    """Objects that need not fit, or be there; "*" for all. `strict=false` is all, `strict={"model": false}` one."""
+    """Of `strict`: the objects that need not fit, or be there. `strict=false` is all, "*"; `strict={"model": false}`
+    is one."""
     fresh: tuple[str, ...] = ()
     """What stays as the script made it: an object, a parameter group's option (`optimizer.lr`), or a pattern of a
     model's keys (`model.head.*`)."""

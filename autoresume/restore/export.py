@@ -28,7 +28,7 @@ from autoresume.restore.weight_files import Tensors, Weights, read_weights
 def load_model_state(
     source: str | os.PathLike[str] = ".", select: str = "latest", model: str | None = None, device: str = "cpu"
 ) -> Tensors:
-    """The weights of a model, by name, ready for `load_state_dict`.
+    """The weights of a model, tensors by name, whole whatever the number of ranks, ready for `load_state_dict`.
 
     `source` is what `restore.from` takes (a run's folder or id, a checkpoint, a file), and by default the run in the
     working directory; `select` what `restore.select` takes. With several models `model` says which. `device` "auto" is

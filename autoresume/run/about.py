@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from autoresume.config.command_line import command_line
-from autoresume.errors import StateError
+from autoresume.errors import StateError, UsageError
 from autoresume.restore import changes
 from autoresume.run.positions import Positions
 from autoresume.run.resources import Resources
@@ -34,6 +34,16 @@ class Facts:
         self.must_equal = False
         """A start with other settings refuses to take the state over."""
         self.may_differ: frozenset[str] = frozenset()
+
+    def configure(self, config: Any, must_equal: bool, may_differ: frozenset[str]) -> None:
+        """Raises UsageError for what holds no settings by name."""
+        try:
+            self.config = changes.flatten_config(config)
+        except TypeError:
+            raise UsageError(
+                f"run.configure takes a mapping, a namespace or a dataclass, not a {type(config).__name__}"
+            ) from None
+        self.must_equal, self.may_differ = must_equal, may_differ
 
     def gather(self, objects: Mapping[str, Any], positions: Positions) -> None:
         """Before anything is restored."""

@@ -79,7 +79,8 @@ class Datasets:
 def rebuild_dataset(source: str | Path, make: Callable[..., T], name: str | None = None, select: str = "latest") -> T:
     """The data set that a run made with `run.dataset(make, ...)`, made again from a checkpoint alone.
 
-    `source` and `select` are as in `restore`: a run's folder or a checkpoint's. Raises UsageError, CheckpointInvalid.
+    `source` and `select` are as in `restore`: a run's folder or a checkpoint's. `make` is called with the arguments
+    that the checkpoint holds for `name`, by default what `make` is called. Raises UsageError, CheckpointInvalid.
     """
     place = origins.select_checkpoint(origins.find_origin(str(source), Path.cwd()), select)
     part = load_part(place.storage, place.manifest(), 0)

@@ -48,11 +48,12 @@ def autoresume(**options: Any) -> Callable[[F], F]: ...
 
 
 def autoresume(function: Any = None, /, **options: Any) -> Any:
-    """Make a training function preemption-proof. With or without options (see `Options`).
+    """Make a training `function` preemption-proof: `@autoresume`, or with `options`, `@autoresume(keep=5)`.
 
-    The function gets the run as its first argument if it takes one called `run`, or annotated `Run`;
-    else it asks `autoresume.current()`. Calling it raises SystemExit when the run is interrupted, and
-    returns None, with a message, when the run is finished already.
+    The function gets the run as its first argument if it takes one called `run`, or annotated `Run`; else it asks
+    `autoresume.current()`. When the call returns, the run is finished, and its last state durable. It raises SystemExit
+    when the run is interrupted, and with code 1, and a message, for an error of autoresume's; the script's own errors
+    pass through. It returns None, with a message, when the run is finished already.
     """
     if function is not None and not callable(function):
         raise UsageError("use it as @autoresume, or with options by name, e.g. @autoresume(save_every='10 minutes')")
@@ -92,11 +93,11 @@ def _wrap(function: Callable[..., Any], options: dict[str, Any]) -> Callable[...
 
 
 def start(**options: Any) -> Run:
-    """Open the run of a script that has no main function; its state lives in module globals.
+    """Open the run of a script that has no main function, with `options`; its state lives in module globals.
 
-    The run is finished by `run.finish()`. A script that ends without it, however it ends, is recorded
-    as ended, and goes on when it is started again. Leaves with exit code 0 and a message when the run
-    is finished already.
+    The run is finished by `run.finish()`. A script that ends without it, however it ends, is not finished, and goes on
+    when it is started again. Leaves (SystemExit) with exit code 0 and a message when the run is finished already, and
+    with 1 for an error of autoresume's.
     """
     run = _open_run(options)
     if run is None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from autoresume.base.call_site import CallSite, where
 from autoresume.data.resumable_loader import ResumableLoader
+from autoresume.errors import UsageError
 from autoresume.run.life import Life
 
 log = logging.getLogger("autoresume")
@@ -126,13 +127,21 @@ class Loops:
             yield epoch
         self._life.loop_ended()
 
-    def tasks(self, site: CallSite, bounds: tuple[int, int], ended: Callable[[int], None]) -> Iterator[int]:
-        """`ended` is called with a task's number at its end, which is a step boundary of its own, without samples."""
+    def tasks(self, site: CallSite, save: str | None, start: int, stop: int) -> Iterator[int]:
+        """A task's end is a step boundary of its own, without samples. Raises UsageError."""
+        if save not in ("task", "last", None):
+            raise UsageError(
+                f"run.tasks(save={save!r}): give 'task' (after each task), 'last' (after the last) or None"
+            )
 
-        def boundary(task: int) -> None:
-            ended(task)
+        def ended(task: int) -> None:
+            if save == "task" or (save == "last" and task == stop - 1):
+                self._life.request_save(f"task={task}")
             self._life.at_boundary(None)
 
+        return self._tasks(site, (start, stop), ended)
+
+    def _tasks(self, site: CallSite, bounds: tuple[int, int], ended: Callable[[int], None]) -> Iterator[int]:
         self._life.restore_once()
-        yield from self._life.positions.range("tasks", None, site, bounds, boundary)
+        yield from self._life.positions.range("tasks", None, site, bounds, ended)
         self._life.loop_ended()

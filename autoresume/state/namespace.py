@@ -12,15 +12,18 @@ from autoresume.state.sharded import cut_like
 
 
 class Namespace:
-    """`run.state`: attributes that are part of the run's state."""
+    """`run.state`: attributes that are part of the run: numbers, strings, lists, dicts, tuples, arrays, tensors,
+    generators. What they are at a save is stored. Reading one that was never set raises AttributeError."""
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"run.state has no {name!r}; set it before it is read, or use run.state.get({name!r})")
 
     def get(self, name: str, default: Any = None) -> Any:
+        """The attribute `name`, or `default` where it was never set."""
         return self.__dict__.get(name, default)
 
     def setdefault(self, name: str, default: Any) -> Any:
+        """The attribute `name`, which is set to `default` first where it was never set."""
         return self.__dict__.setdefault(name, default)
 
     def __contains__(self, name: str) -> bool:
@@ -30,10 +33,13 @@ class Namespace:
         return f"State({', '.join(f'{key}={value!r}' for key, value in self.__dict__.items())})"
 
     def state_dict(self) -> dict[str, Any]:
+        """The attributes by name, not copied."""
         return dict(self.__dict__)
 
     def load_state_dict(self, state: dict[str, Any], tracked_memory: frozenset[int] = frozenset()) -> None:
-        """What the script has put here already stays the same object, and gets the stored content, where it can: others
+        """Set the attributes of `state`, as `restore` does, which gives `tracked_memory`.
+
+        What the script has put here already stays the same object, and gets the stored content, where it can: others
         (an optimizer, a sampler) may hold it, too. A view of something else (a part of a data set) is left alone, as is
         memory of tracked modules, by its addresses: that has got its content."""
         for name, value in state.items():

@@ -24,7 +24,8 @@ _ROOT = -1
 
 
 class pickled(Generic[T]):
-    """Track an object that can only be pickled. Stored in a file of its own, beside the tensors.
+    """Track an object that can only be pickled, `value`: `run.track(memory=pickled(memory))`. Stored in a file of its
+    own, beside the tensors.
 
     A pickle runs code when it is loaded: it is read only where the same name is tracked as pickled
     again. After a restore the original object has taken over the restored one's content, and so have the
@@ -36,6 +37,7 @@ class pickled(Generic[T]):
         self.value = value
 
     def dump(self) -> bytes:
+        """What a checkpoint stores. Raises what pickle raises."""
         made, content = _taken_apart(self.value)
         generators: list[Any] = []
         data = _pickle(content, self.value if made is not None else None, generators)
@@ -44,6 +46,7 @@ class pickled(Generic[T]):
         return _pickle((kind, made, states), None, []) + data
 
     def load(self, data: bytes) -> None:
+        """Take the content of what `dump` gave as `data`. It runs what the pickle says."""
         file = io.BytesIO(data)
         kind, made, states = pickle.load(file)  # noqa: S301  (the user's opt-in)
         # Not by identity: cloudpickle makes a class of __main__ anew.

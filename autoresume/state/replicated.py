@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class replicated(Generic[T]):
-    """Track an object of which every rank holds an equal copy, as a promise: it is stored once, split over ranks.
+    """Track `value`, of which every rank holds an equal copy, as a promise: it is stored once, split over ranks.
 
     For copies that autoresume can't know to be equal, such as an EMA that every rank computes. The
     promise is checked by digest when the layout is made; it is not needed for models under DDP and

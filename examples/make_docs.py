@@ -21,6 +21,7 @@ same command, and it goes on. (This page is made by `examples/make_docs.py`.)
 What it takes is about five lines: the import, `@autoresume` and the argument `run`, `run.track`, and the loop over
 the steps, `run.steps`. Loops over epochs take one more: `run.epochs` enters the epoch that was interrupted, and
 `run.step()` says where a step ends. Metrics whose curve is to show each step once are one more, `run.log(loss=loss)`.
+All that a script may call is in [reference.md](reference.md).
 """
 
 PARAGRAPHS = {

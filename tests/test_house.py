@@ -5,12 +5,16 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
+import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import autoresume
+from autoresume.config import options
 
 PACKAGE = Path(autoresume.__file__).parent
 FACE = {"__init__.py", "__main__.py", "errors.py", "py.typed"}
@@ -54,13 +58,51 @@ def test_every_room_says_what_it_is_for() -> None:
     assert not silent
 
 
-def test_the_picture_is_that_of_the_code() -> None:
-    """docs/rooms.svg and the table of rooms show what the code imports: `python docs/make_picture.py` makes them."""
-    spec = importlib.util.spec_from_file_location("make_picture", PACKAGE.parent / "docs" / "make_picture.py")
+def maker(name: str) -> Any:
+    """What makes one of the documents."""
+    spec = importlib.util.spec_from_file_location(name, PACKAGE.parent / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    drawing = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(drawing)
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_reference_is_that_of_the_code() -> None:
+    """docs/reference.md says what the docstrings say: `python docs/make_reference.py` makes it."""
+    making = maker("make_reference")
+    assert making.PAGE.read_text() == making.page(), "run docs/make_reference.py"
+
+
+def test_the_public_face_is_documented() -> None:
+    """Whatever a user may write is said, and a docstring names each parameter, as code."""
+    entries = maker("make_reference").entries()
+    names = {entry.name for entry in entries}
+    assert set(autoresume.__all__) - {"__version__"} <= names
+    assert {
+        "run.track",
+        "run.step_count",
+        "run.state",
+        "run.state.get",
+        "save_every",
+        "restore.from",
+        "doctor",
+    } <= names
+    assert {f"run.{name}" for name in vars(autoresume.Run) if not name.startswith("_")} <= names
+    assert not [entry.name for entry in entries if not entry.text]
+    assert not [(entry.name, entry.unnamed) for entry in entries if entry.unnamed]
+
+
+def test_every_variable_is_known() -> None:
+    """A variable that the code reads or sets is an option's, documented, or known as the project's own."""
+    known = {field.name.upper() for field in fields(options.Options)} | options._INTERNAL
+    used = {word for path in FILES for word in re.findall(r"AUTORESUME_([A-Z_]*[A-Z])", path.read_text())}
+    assert not {word for word in used if word not in known and not word.startswith("RESTORE_")}
+
+
+def test_the_picture_is_that_of_the_code() -> None:
+    """docs/rooms.svg and the table of rooms show what the code imports: `python docs/make_picture.py` makes them."""
+    drawing = maker("make_picture")
     assert drawing.PICTURE.read_text() == drawing.picture()
     assert drawing.PAGE.read_text() == drawing.page()
 

@@ -140,6 +140,11 @@ class Following:
         self._readers.append(made)
         return made
 
+    @property
+    def trains(self) -> bool:
+        """Whether a step boundary has come in a pass over one of the script's loaders."""
+        return any(reader.trains for reader in self._readers)
+
     # -- the boundary ---------------------------------------------------------------------------------
 
     def commit(self) -> None:

@@ -233,7 +233,7 @@ class Positions:
 
     @property
     def has_loaders(self) -> bool:
-        return bool(self._loaders)
+        return bool(self._loaders) or self.following.trains
 
     @property
     def even(self) -> bool:

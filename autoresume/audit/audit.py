@@ -169,7 +169,7 @@ class Audit:
         if self._rank == 0:
             log.warning("%s", message)
 
-    def close(self) -> None:
+    def close(self, finished: bool) -> None:
         self._gradients.close()
         batch_observer.remove_observer(self._observer)
         if self._losses is not None:
@@ -178,7 +178,7 @@ class Audit:
             with contextlib.suppress(RuntimeError):  # CUDA's, which has ended the training, too
                 while self._pending:
                     self._file.append(_settled(self._pending.popleft()))
-            self._file.close()
+            self._file.close(finished)
         self._tell_same()
         self._say()
 

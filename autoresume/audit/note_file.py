@@ -72,11 +72,17 @@ class NoteFile:
                 self._notes.popleft()
             self._write_anew()
 
-    def close(self) -> None:
-        self._flush()
+    def close(self, finished: bool = False) -> None:
+        """Of a run that is `finished` nothing is trained again: nothing stays."""
+        if not finished:
+            self._flush()
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+        if finished:
+            with contextlib.suppress(OSError):
+                self._path.unlink(missing_ok=True)
+                self._path.parent.rmdir()  # the last of the ranks
 
     def _flush(self) -> None:
         if not self._waiting or self._failed:

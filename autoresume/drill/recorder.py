@@ -126,7 +126,7 @@ class Recorder:
     def saving(self, step: int, objects: Mapping[str, Any], state: Mapping[str, Any]) -> None:
         """All is seen at boundaries."""
 
-    def close(self) -> None:
+    def close(self, finished: bool) -> None:
         """The process ends with its run."""
 
     def over(self, step: int) -> bool:

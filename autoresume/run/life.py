@@ -327,7 +327,7 @@ class Life:
         if self._tracing is not None:
             self._tracing.close(self.resources.number)
         self._every_loader.remove()
-        self.audit.close()
+        self.audit.close(how == "finished")
         self.metrics.close(how)
         self.resources.close(how, self.step, why)
         self.positions.end(how == "finished")

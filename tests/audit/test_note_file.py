@@ -86,6 +86,10 @@ def test_it_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         file.append(note(step))
     file.close()
     assert max(NoteFile(path).begin(40, 2)) == 140
+    last = NoteFile(path)
+    last.begin(40, 2)
+    last.close(finished=True)
+    assert not path.exists()
 
 
 def test_a_disk_that_fails(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

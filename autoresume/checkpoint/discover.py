@@ -8,6 +8,7 @@ that names the file.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,12 +16,12 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from autoresume.checkpoint.abandon import folders, has_manifest
-from autoresume.checkpoint.commit import THREADS, commit_if_complete
+from autoresume.checkpoint.commit import THREADS, commit_if_complete, read_part
 from autoresume.checkpoint.persist import Guard
 from autoresume.errors import CheckpointInvalid, StorageFailed, StorageFull
 from autoresume.format import names
 from autoresume.format.digest import seal
-from autoresume.format.manifest import Manifest, ManifestHead, PartEntry
+from autoresume.format.manifest import Manifest, ManifestHead, PartEntry, manifest_of
 from autoresume.format.names import CheckpointName
 from autoresume.format.part import Part, PartHead
 from autoresume.storage.base import Storage
@@ -68,8 +69,7 @@ def judge(storage: Storage, name: CheckpointName, run_id: str | None = None) -> 
     try:
         manifest = Manifest.from_bytes(storage.read(name.manifest))
     except FileNotFoundError:
-        count = len([file for file in storage.list(name.parts) if names.parse_part_file(file) is not None])
-        return Judged(name, None, f"it was never committed: {count} parts and no manifest.json", uncommitted=True)
+        return Judged(name, None, f"it was never committed: {_why_uncommitted(storage, name)}", uncommitted=True)
     except (CheckpointInvalid, OSError) as error:
         return Judged(name, None, str(error))
     try:
@@ -83,6 +83,18 @@ def judge(storage: Storage, name: CheckpointName, run_id: str | None = None) -> 
     except (CheckpointInvalid, OSError) as error:
         return Judged(name, manifest, str(error))
     return Judged(name, manifest, None)
+
+
+def _why_uncommitted(storage: Storage, name: CheckpointName) -> str:
+    ranks = [rank for file in storage.list(name.parts) if (rank := names.parse_part_file(file)) is not None]
+    told = f"{len(ranks)} parts and no manifest.json"
+    with contextlib.suppress(OSError):
+        try:
+            if ranks and len(ranks) == read_part(storage, name, ranks[0])[0].world_size:
+                manifest_of(read_part(storage, name, rank) for rank in ranks)
+        except CheckpointInvalid as error:
+            return f"{told} ({error})"
+    return told
 
 
 def _check_identity(found: Manifest | ManifestHead, name: CheckpointName, run_id: str | None) -> None:

@@ -24,7 +24,7 @@ from autoresume.errors import CheckpointInvalid, StorageFull
 from autoresume.format import names
 from autoresume.format.digest import BLOCK_BYTES, blocks, seal, seal_blocks
 from autoresume.format.names import CheckpointName
-from autoresume.format.part import File, Labels, PartHead, part_bytes
+from autoresume.format.part import File, Labels, PartHead, Replicas, part_bytes
 from autoresume.format.tensorfile import aligned
 from autoresume.storage.base import Storage
 
@@ -60,6 +60,8 @@ class Snapshot:
     labels: Labels = field(default_factory=Labels)
     first_bytes: int | None = None
     """Of the image; behind them, at the next multiple of 4096, lies the file of what is likely to be unchanged."""
+
+    replicas: Replicas | None = None
 
     @property
     def bytes(self) -> int:
@@ -170,6 +172,7 @@ def _persist(storage: Storage, snapshot: Snapshot, guard: Guard) -> None:
         attachments=attachments,
         labels=snapshot.labels,
         unchanged=second.result() if second is not None else None,
+        replicas=snapshot.replicas,
     )
     part = part_bytes(head, snapshot.chunks, snapshot.tree, snapshot.about)
     guard()

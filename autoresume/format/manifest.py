@@ -151,6 +151,16 @@ def entry_of(part: PartHead, data: bytes) -> PartEntry:
     return PartEntry(part.rank, len(data), seal(data), part.files)
 
 
+def _check_replicas(one: PartHead, other: PartHead) -> None:
+    """Raises CheckpointInvalid where what each stored a share of was not the same on both ranks."""
+    if one.replicas == other.replicas or (one.replicas and other.replicas and one.replicas.agree(other.replicas)):
+        return
+    raise CheckpointInvalid(
+        f"on ranks {one.rank} and {other.rank} tensors differ that were the same before, and of which each rank has "
+        "stored a share: put together they would be a mixture of the ranks' states"
+    )
+
+
 def manifest_of(parts: Iterable[tuple[PartHead, PartEntry]]) -> Manifest:
     """The manifest of all parts, in any order. Raises CheckpointInvalid if they don't agree."""
     ordered = sorted(parts, key=lambda item: item[0].rank)
@@ -158,6 +168,7 @@ def manifest_of(parts: Iterable[tuple[PartHead, PartEntry]]) -> Manifest:
     for part, _ in ordered:
         if (part.run_id, part.checkpoint, part.world_size) != (first.run_id, first.checkpoint, first.world_size):
             raise CheckpointInvalid(f"the parts of ranks {first.rank} and {part.rank} are of different checkpoints")
+        _check_replicas(first, part)
     if [part.rank for part, _ in ordered] != list(range(first.world_size)):
         raise CheckpointInvalid(f"{len(ordered)} of {first.world_size} parts are there")
     entries = tuple(entry for _, entry in ordered)

@@ -121,6 +121,34 @@ class Labels:
 
 
 @dataclass(frozen=True)
+class Replicas:
+    """What a rank held of the state that all ranks hold alike, and of which each stores a share.
+
+    `form`: which tensors; `turn`: which bytes of them were looked at (-1: all); `digest`: of those.
+    """
+
+    form: str
+    turn: int
+    digest: str
+
+    def agree(self, other: Replicas) -> bool:
+        """Whether nothing is known against putting both ranks' shares together."""
+        return self.form == other.form and (self.turn != other.turn or self.digest == other.digest)
+
+    def to_json(self) -> list[Any]:
+        return [self.form, self.turn, self.digest]
+
+    @staticmethod
+    def of(value: Any) -> Replicas | None:
+        """Raises CheckpointInvalid."""
+        if value is None:
+            return None
+        if not isinstance(value, list) or len(value) != 3 or list(map(type, value)) != [str, int, str]:
+            raise CheckpointInvalid("what a part says of its replicas is malformed")
+        return Replicas(*value)
+
+
+@dataclass(frozen=True)
 class PartHead:
     """The beginning of a part: all that a commit needs of it. `time` is the snapshot's, in seconds since 1970."""
 
@@ -134,6 +162,8 @@ class PartHead:
     labels: Labels
     unchanged: File | None = field(default=None, kw_only=True)
     """A second tensor file, which may be the same file in several checkpoints."""
+    replicas: Replicas | None = field(default=None, kw_only=True)
+    """None for a rank that shares nothing with others."""
 
     @property
     def tensor_files(self) -> tuple[tuple[int, File], ...]:
@@ -209,6 +239,7 @@ def part_bytes(head: PartHead, chunks: bytes, tree: bytes, about: dict[str, Any]
         **({} if head.unchanged is None else {"unchanged": _file_json(head.unchanged)}),
         "attachments": {key: _file_json(file) for key, file in head.attachments.items()},
         "labels": head.labels.to_json(),
+        **({} if head.replicas is None else {"replicas": head.replicas.to_json()}),
     }
     more = (b',"chunks":', chunks, b',"tree":', tree, b',"about":', canonical(about), b"}")
     return b"".join((canonical(beginning)[:-1], *more))
@@ -236,6 +267,7 @@ def _head(value: dict[str, Any]) -> dict[str, Any]:
         "unchanged": unchanged,
         "attachments": {key: _file(file) for key, file in get(value, "attachments", dict).items()},
         "labels": Labels.of(value.get("labels")),
+        "replicas": Replicas.of(value.get("replicas")),
     }
 
 

@@ -26,7 +26,7 @@ from autoresume.checkpoint.persist import Snapshot, persist
 from autoresume.checkpoint.retain import Keep
 from autoresume.errors import AutoresumeError
 from autoresume.format.names import CheckpointName
-from autoresume.format.part import Labels
+from autoresume.format.part import Labels, Replicas
 from autoresume.handoff import kept_snapshots
 from autoresume.handoff.arena import Arena
 from autoresume.handoff.mailbox import Mailbox
@@ -156,4 +156,5 @@ def _snapshot(message: dict[str, Any], name: CheckpointName, arena: Arena, folde
         sync=dict(message["sync"]),
         labels=Labels.of(message["labels"]),
         first_bytes=message.get("first_bytes"),
+        replicas=Replicas.of(message.get("replicas")),
     )

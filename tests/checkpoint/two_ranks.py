@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from autoresume.checkpoint.persist import Snapshot, persist
 from autoresume.format import names
 from autoresume.format.digest import canonical
 from autoresume.format.names import CheckpointName
+from autoresume.format.part import Replicas
 from autoresume.load.read_checkpoint import Restored, choose_and_read
 from autoresume.ranks.agreement import Ranks
 from autoresume.snapshot import layout
@@ -42,7 +44,13 @@ def state_of(step: int, rank: int) -> dict[str, Any]:
     }
 
 
-def write(storage: LocalStorage, name: CheckpointName, run_id: str = RUN_ID, commit: bool = True) -> None:
+def write(
+    storage: LocalStorage,
+    name: CheckpointName,
+    run_id: str = RUN_ID,
+    commit: bool = True,
+    replicas: tuple[Replicas | None, ...] = (None, None),
+) -> None:
     """A checkpoint of two ranks: a model split over them, an RNG and a pickle of each."""
     for rank in range(2):
         objects = {key: Stateful(value) for key, value in state_of(name.step, rank).items()}
@@ -58,6 +66,7 @@ def write(storage: LocalStorage, name: CheckpointName, run_id: str = RUN_ID, com
         snapshot = Snapshot(
             run_id, name, rank, 2, 1.0, memoryview(image), plan.chunks_json, canonical(tree), {}, attachments
         )
+        snapshot = dataclasses.replace(snapshot, replicas=replicas[rank])
         persist(storage, snapshot, lambda: None)
     if commit:
         assert commit_if_complete(storage, name, lambda: None) is not None

@@ -10,6 +10,7 @@ import re
 import tempfile
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ import pytest
 from autoresume.checkpoint.commit import commit_if_complete
 from autoresume.checkpoint.persist import Snapshot, persist
 from autoresume.format import names, tree
-from autoresume.format.digest import canonical
+from autoresume.format.digest import canonical, digest
 from autoresume.format.manifest import Manifest
 from autoresume.format.names import CheckpointName
-from autoresume.format.part import Chunk, Part, chunks_json
+from autoresume.format.part import Chunk, Part, Replicas, chunks_json
 from autoresume.format.tensorfile import Entry, lay_out
 from autoresume.loggers import journal
 from autoresume.storage import LocalStorage
@@ -66,6 +67,7 @@ def write_run(folder: Path) -> None:
         image = memoryview(bytearray(layout.header + half.tobytes() + own))
         about = {"step": 2}
         snapshot = Snapshot("5f1e", NAME, rank, 2, 1700000000.5, image, chunks_json(chunks), canonical(state), about)
+        snapshot = replace(snapshot, replicas=Replicas(digest(b"model/w"), 0, digest(b"0.0, 1.0, 2.0, 3.0")))
         persist(storage, snapshot, lambda: None)
     assert commit_if_complete(storage, NAME, lambda: None) is not None
 

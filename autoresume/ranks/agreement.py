@@ -42,10 +42,18 @@ def known_ranks() -> tuple[int, int]:
 class Ranks:
     """This rank among the others, and what they tell each other."""
 
-    def __init__(self, rank: int = 0, world_size: int = 1, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(
+        self,
+        rank: int = 0,
+        world_size: int = 1,
+        group: dist.ProcessGroup | None = None,
+        background: dist.ProcessGroup | None = None,
+    ) -> None:
         self.rank = rank
         self.world_size = world_size
         self.group = group
+        self.background = background
+        """For what ranks tell each other at moments of their own, while `group` is in use."""
 
     @classmethod
     def join(cls, backend: str | None = None) -> Ranks:
@@ -61,10 +69,10 @@ class Ranks:
         if dist.get_world_size() == 1:
             return cls()
         try:
-            group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+            group, background = (dist.new_group(backend="gloo", timeout=_TIMEOUT) for _ in range(2))
         except RuntimeError as error:
             raise AgreementError(f"the ranks can't form a gloo group: {error}") from error
-        return cls(dist.get_rank(), dist.get_world_size(), group)
+        return cls(dist.get_rank(), dist.get_world_size(), group, background)
 
     def broadcast(self, value: Any, source: int = 0) -> Any:
         """`value` of rank `source`, which must be JSON-ready."""

@@ -297,7 +297,7 @@ class Life:
             self.saves.saved_step = None  # the others are further on: they need this rank's part under their step
             if not self._carry_out(order, finishing=True):
                 break
-        self.saves.forget_torn()
+        self.saves.forget_torn(self.step)
         positions = self._common.of_ranks(self._position, self._stays_even)  # all have left by now
         if self.saves.saved_step != self.step or any(one != positions[0] for one in positions):
             self._save(max(positions), urgent=True)

@@ -50,6 +50,8 @@ class Saves:
         self.stale: str | None = None
         self._storage, self._ranks, self._cadence, self._guard = storage, ranks, cadence, guard
         self._failed: set[str] = set()
+        self._contradictory: set[str] = set()
+        """Of these, whose parts don't go together."""
         self._told = float("-inf")
 
     def save(self, step: int, name: CheckpointName, content: Content, urgent: bool) -> None:
@@ -87,15 +89,34 @@ class Saves:
             spans.add_recorded(outcome.spans)
             if outcome.problem is not None:
                 self._failed.add(outcome.checkpoint)
+                if outcome.problem.startswith("CheckpointInvalid"):
+                    self._contradictory.add(outcome.checkpoint)
                 log.warning("checkpoint %s was not saved: %s", outcome.checkpoint, outcome.problem)
                 if outcome.problem.startswith("StaleIncarnation"):
                     self.stale = outcome.problem
         return self._failed
 
-    def forget_torn(self) -> None:
-        """A snapshot of this very step that was given up is taken again, where one rank can decide that."""
+    def forget_torn(self, step: int) -> None:
+        """At the end: a snapshot of this very step that was given up, or mixes what the ranks hold, is taken again.
+        Every rank must call it."""
         self.saver.finish_handover()
-        if self._ranks.world_size == 1 and str(self.last) in self.saver.torn:
+        if self._ranks.world_size == 1:
+            if str(self.last) in self.saver.torn:
+                self.saved_step = self.last = None
+            return
+        last = self.last if self.saved_step == step else None
+        mixed = last is not None and self.saver.is_mixed(last)
+        while self.saver.sink.alive() and not self.saver.sink.idle():
+            time.sleep(0.002)
+        self.note_outcomes()
+        bad = last is not None and (mixed or str(last) in self.saver.torn or str(last) in self._contradictory)
+        if any(self._ranks.gather(bad)):
+            if self._ranks.rank == 0 and last is not None:
+                log.info("checkpoint %s is taken again, and takes the place of what was saved of that step", last)
+                self._storage.remove(last.folder)
+            self._ranks.gather(None)
+            self._failed.discard(str(last))
+            self.saver.torn.discard(str(last))
             self.saved_step = self.last = None
 
     def await_last(self, deadline: float = float("inf")) -> CheckpointName | None:

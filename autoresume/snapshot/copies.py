@@ -143,6 +143,15 @@ class Copies:
     device: DeviceCopies = field(default_factory=DeviceCopies)
     late_device: DeviceCopies = field(default_factory=DeviceCopies)
 
+    def extend(self, other: Copies) -> None:
+        self.small += other.small
+        self.now += other.now
+        self.late += other.late
+        self.late_tensors += other.late_tensors
+        self.odd += other.odd
+        self.device.extend(other.device)
+        self.late_device.extend(other.late_device)
+
     @property
     def waits(self) -> bool:
         """Whether anything may wait."""

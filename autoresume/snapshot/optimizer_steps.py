@@ -13,10 +13,12 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from autoresume.snapshot.devices import capturing
+from autoresume.snapshot.parameter_data import ParameterData
 
 
 class OptimizerSteps:
-    """`before_step` is called before each step of any optimizer that can be seen."""
+    """`before_step` is called before each step of any optimizer that can be seen, and before anybody gets at a parameter's
+    `data`."""
 
     def __init__(self, before_step: Callable[[], None]) -> None:
         self._before_step = before_step
@@ -27,9 +29,11 @@ class OptimizerSteps:
         self._late_for: tuple[Any, ...] | None = None
         self.any_seen = False
         self._hook = register_optimizer_step_pre_hook(self._called)
+        self._data = ParameterData(before_step)
 
     def close(self) -> None:
         self._hook.remove()
+        self._data.close()
 
     @property
     def any_since_boundary(self) -> bool:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from autoresume.format.part import Chunk
 from autoresume.snapshot.copies import Copying, WriteDetector
 from autoresume.snapshot.devices import Transfer
+from autoresume.snapshot.looks import Look, Looking
 from autoresume.snapshot.sinks import Sealed
 
 
@@ -39,6 +40,9 @@ class PendingSnapshot:
     begun: CopiesBegun
     tensors: list[torch.Tensor]
     """Kept alive until they are copied."""
+    looking: Looking | None = None
+    look: Look | None = None
+    """Once it is concluded."""
     whole: Future[bool] | None = None
     """Comes true when it was handed over; false when it was torn."""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -58,3 +62,15 @@ class PendingSnapshot:
         self.begun.now.wait()
         self.begun.late.wait()
         return self.join() and not self.begun.late.written()
+
+    def conclude_look(self) -> None:
+        """When all is copied."""
+        self.sealed, self.look = concluded(self.sealed, self.looking)
+
+
+def concluded(sealed: Sealed, looking: Looking | None) -> tuple[Sealed, Look | None]:
+    """The snapshot, with what was seen of the tensors that all ranks share."""
+    if looking is None:
+        return sealed, None
+    look = looking.conclude(sealed.snapshot.image)
+    return replace(sealed, snapshot=replace(sealed.snapshot, replicas=look.replicas)), look

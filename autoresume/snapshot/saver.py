@@ -30,9 +30,9 @@ from autoresume.snapshot.arenas import Arenas
 from autoresume.snapshot.copies import Copies, Copying, Recipe, WriteDetector, copy_threads
 from autoresume.snapshot.devices import Streams, current_device
 from autoresume.snapshot.layout import Plan
+from autoresume.snapshot.looks import Looking
 from autoresume.snapshot.optimizer_steps import OptimizerSteps
-from autoresume.snapshot.parameter_data import ParameterData
-from autoresume.snapshot.pending import CopiesBegun, PendingSnapshot
+from autoresume.snapshot.pending import CopiesBegun, PendingSnapshot, concluded
 from autoresume.snapshot.planner import Planner
 from autoresume.snapshot.recapture import Recaptured, without_collections
 from autoresume.snapshot.sinks import Sealed, Sink
@@ -88,7 +88,6 @@ class Saver:
         self._streams = Streams()
         self._planner = Planner(ranks, self.unchanged)
         self._optimizers = OptimizerSteps(self._before_step)
-        self._data = ParameterData(self._before_step)
         self._pending: PendingSnapshot | None = None
         self._recipes: WeakKeyDictionary[Arena, Recipe] = WeakKeyDictionary()
         self._recipes_for: tuple[Any, ...] | None = None
@@ -97,7 +96,7 @@ class Saver:
         """Make ready for the first save what takes long: the layout, and memory for it, in the background."""
         self._note_device()
         with without_collections():
-            plan = self._planner.plan_ahead(self._planner.capture(objects, promised))
+            plan = self._planner.plan_ahead(self._planner.capture(objects, promised), self._pool)
         if plan is not None:
             self._arenas.prepare(plan.bytes, self._pool)
 
@@ -121,21 +120,22 @@ class Saver:
         failpoint("save.begin")
         self.finish_handover()
         self.unchanged.finish_comparing()
-        self._planner.regroup()
+        self._planner.regroup(urgent)
         self._note_device()
         self.joined_seconds = 0.0
         with without_collections():
             with span("capture"):
                 captured = self._planner.capture(objects, promised)
             with span("plan"):
-                plan = self._planner.plan_for(captured)
+                plan = self._planner.plan_for(captured, name, urgent)
         with span("wait for memory"):
             arena = self._arenas.acquire(plan.bytes)
         image = arena.view(plan.bytes)
         plan.write_headers(image)
         late = frozenset[int]() if urgent or not self.overlaps else self._may_wait(captured, plan, objects)
         with span("copy at the boundary"):
-            begun = self._begin(self._recipe(captured, plan, arena, late).copies(captured.tensors))
+            looking = self._planner.look(name, captured.tensors, late)
+            begun = self._begin(self._recipe(captured, plan, arena, late).copies(captured.tensors), looking)
         waits = time.monotonic()
         told = logged()
         waited = time.monotonic() - waits
@@ -156,10 +156,14 @@ class Saver:
             labels=told.labels,
             first_bytes=plan.first_bytes,
         )
-        self._complete(begun, captured.tensors, Sealed(snapshot, arena), () if urgent else plan.chunks)
+        self._complete(begun, captured.tensors, Sealed(snapshot, arena), () if urgent else plan.chunks, looking)
         if urgent:
             self.finish_handover()
         return SnapshotTaken(name, snapshot.bytes, time.monotonic() - began - waited)
+
+    def is_mixed(self, name: CheckpointName) -> bool:
+        """At the end: whether `name`, which was saved last, has shares of what is not the same on all ranks."""
+        return self._planner.is_mixed(name)
 
     def check(self, objects: Mapping[str, Any], promised: frozenset[str]) -> int:
         """Raise now what `save` would raise later; the bytes of this rank's state."""
@@ -192,7 +196,8 @@ class Saver:
             whole = pending.whole.result()
         except OSError as error:
             self._hand_over_here(pending.sealed, error)
-            return
+            whole = True
+        self._planner.compare(pending.sealed.snapshot.checkpoint, pending.look, whole)
         if not whole:
             # What seemed to be frozen is suspected first, where there is such.
             self.overlaps = self._trusts_unchanged and pending.sealed.snapshot.first_bytes is not None
@@ -210,12 +215,12 @@ class Saver:
     def close(self) -> None:
         """Arenas in the daemon's folder stay: it keeps them for the ranks that may come next."""
         self._optimizers.close()
-        self._data.close()
         self.finish_handover()
         self.unchanged.finish_comparing()
         self._recipes.clear()
         self.sink.close()
         self._arenas.close()
+        self._planner.close()
         self._pool.shutdown()
 
     def fall_back(self, why: str) -> None:
@@ -241,9 +246,11 @@ class Saver:
 
     # -- the copies -------------------------------------------------------------------------------
 
-    def _begin(self, copies: Copies) -> CopiesBegun | None:
+    def _begin(self, copies: Copies, looking: Looking | None) -> CopiesBegun | None:
         """Copy what can't wait, and begin with the rest; None if there is no rest."""
-        if not copies.waits and not copies.device.any():
+        if looking is not None:
+            copies.extend(looking.copies)
+        if not copies.waits and not copies.device.any() and not (looking is not None and looking.is_large):
             copies.at_boundary(self._pool, self._threads)
             return None
         detector = WriteDetector(copies)
@@ -256,14 +263,21 @@ class Saver:
         return CopiesBegun(Copying(copies.late, self._pool, self._threads // 2 - 1), detector, now, late)
 
     def _complete(
-        self, begun: CopiesBegun | None, tensors: list[torch.Tensor], sealed: Sealed, looked_at: Sequence[Chunk]
+        self,
+        begun: CopiesBegun | None,
+        tensors: list[torch.Tensor],
+        sealed: Sealed,
+        looked_at: Sequence[Chunk],
+        looking: Looking | None,
     ) -> None:
         if begun is None:
+            sealed, look = concluded(sealed, looking)
             failpoint("save.copied")
             self._hand_over(sealed)
             self._look(sealed, looked_at)
+            self._planner.compare(sealed.snapshot.checkpoint, look)
             return
-        pending = PendingSnapshot(sealed, looked_at, begun, tensors)
+        pending = PendingSnapshot(sealed, looked_at, begun, tensors, looking)
         pending.whole = self._pool.submit(self._finish, pending)
         self._pending = pending
 
@@ -280,6 +294,7 @@ class Saver:
         """In the background: copy, and hand over what is whole."""
         with span("copy"):
             whole = pending.finish()
+            pending.conclude_look()
         failpoint("save.copied")
         if not whole:
             return False

@@ -134,6 +134,11 @@ class DaemonSink:
         snapshot, arena = sealed.snapshot, sealed.arena
         assert arena.path is not None
         message = f"sealed-{snapshot.checkpoint}-{snapshot.rank:05d}"
+        before = message.replace("sealed-", "outcome-", 1)
+        if before in self._seen:  # it is taken again
+            self._mailbox.remove(before)
+            self._seen.discard(before)
+            self._failed.discard(str(snapshot.checkpoint))
         attachments = {key: [file, self._blob(data)] for key, (file, data) in snapshot.attachments.items()}
         self._mailbox.send(
             message,
@@ -154,6 +159,7 @@ class DaemonSink:
                 "files": list(snapshot.files),
                 "sync": snapshot.sync,
                 "labels": snapshot.labels.to_json(),
+                "replicas": None if snapshot.replicas is None else snapshot.replicas.to_json(),
                 "spans": spans.is_recording(),
             },
         )

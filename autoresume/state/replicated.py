@@ -15,9 +15,9 @@ T = TypeVar("T")
 class replicated(Generic[T]):
     """Track `value`, of which every rank holds an equal copy, as a promise: it is stored once, split over ranks.
 
-    For copies that autoresume can't know to be equal, such as an EMA that every rank computes. The
-    promise is checked by digest when the layout is made; it is not needed for models under DDP and
-    their optimizers.
+    For copies that autoresume can't know to be equal, such as an EMA that every rank computes. It is not needed for
+    models under DDP and their optimizers. The promise is checked by digest at the first save, and looked at as long
+    as the run lives: what has parted is told, and stored by each rank from then on.
     """
 
     def __init__(self, value: T) -> None:

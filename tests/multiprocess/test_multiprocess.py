@@ -241,7 +241,7 @@ def test_another_number_of_ranks_sees_the_same_samples(tmp_path: Path) -> None:
     "command", [["autoresume", "run", "--nproc", "2"], torchrun(2)[:-1]], ids=["daemon", "torchrun"]
 )
 def test_a_save_needs_no_word_between_ranks(command: list[str], tmp_path: Path) -> None:
-    """Once the ranks know that their data are dealt out evenly, a save of an unchanged layout does no collective: all
+    """Once the ranks know that their data are dealt out evenly, a save of an unchanged layout waits for no word: all
     call the checkpoint the same without asking, and it is committed."""
     script = str(Path(__file__).with_name("counting.py"))
     done = launch(tmp_path / "run", [*command, script], tmp_path, TOLD=str(tmp_path / "told"))

@@ -6,8 +6,11 @@ import sys
 
 import pytest
 
+from autoresume.checkpoint.discover import list_checkpoints, load_parts
+from autoresume.format.manifest import Manifest
+from autoresume.storage import LocalStorage
 from tests import warm
-from tests.real_scripts.harness import SCRIPTS, Stage, assert_same, environment
+from tests.real_scripts.harness import SCRIPTS, Place, Stage, assert_same, environment
 
 
 @pytest.mark.parametrize("group", ["own", "backend", "none"])
@@ -135,3 +138,73 @@ def test_uneven_inputs_with_the_daemon(stage: Stage) -> None:
     records = torn.incarnations()
     assert [record["ended"]["how"] for record in records] == ["interrupted", "finished"]
     assert 9 <= records[1]["began"]["step"] < 160
+
+
+PARTING = {
+    "local": "first/state/0/exp_avg",
+    "together": "first/state/0/exp_avg",
+    "max_norm": "model/rows.weight",
+    "statistics": "model/model.inner.1.running_mean",
+    "skipped": "first/state/",
+    "unfrozen": "model/model.inner.0.bias",
+}
+
+
+@pytest.mark.parametrize("how", PARTING)
+def test_replicas_that_part_after_the_first_save(stage: Stage, how: str) -> None:
+    """What all ranks held alike at the first save, and don't later, is not cut into pieces of each: what parted is
+    named, each rank goes on with its own, and a rank that is killed meanwhile goes on from what was whole."""
+    whole, _ = stage.compare("parting.py", how, nasty=["KILL@8", "TERM@9", "KILL@13"], ranks=2, save_every="2")
+    one, two = whole.final.values()
+    assert one != two, "the trap is not set"
+    undisturbed = stage.place("saved")
+    assert undisturbed.live("parting.py", how, ranks=2, AUTORESUME_SAVE_EVERY="2", AUTORESUME_KEEP="10") == 1
+    told = undisturbed.ended[0].err
+    assert told.count(" have parted") == 1, told
+    assert PARTING[how] in told
+    assert "Checkpoint E0_U6_S48-0001 would be a mixture, and is not committed" in told
+    assert "Other parts of these tensors" not in told, "all of a small state is looked at each time"
+    assert [step for step, _ in committed(undisturbed)] == [14, 12, 10, 8, 4, 2]
+
+
+def committed(place: Place) -> list[tuple[int, Manifest]]:
+    storage = LocalStorage(place.run_folder)
+    names = [name for name in list_checkpoints(storage) if storage.size(name.manifest) is not None]
+    return [(name.step, Manifest.from_bytes(storage.read(name.manifest))) for name in names]
+
+
+def test_state_that_one_rank_has_before_the_other(stage: Stage) -> None:
+    """An optimizer whose first step one rank leaves out: nobody waits for a question that the other rank does not ask,
+    and both go on bit for bit."""
+    stage.compare("parting.py", "begun", nasty=["KILL@8", "TERM@9", "KILL@13"], ranks=2, save_every="2")
+
+
+def test_state_that_comes_later_is_stored_once(stage: Stage) -> None:
+    """An optimizer whose state comes into being in the sixth step is compared while training goes on, and
+    split over the ranks from then on, as what was there at first is. Nothing is told, and nothing is lost."""
+    _, torn = stage.compare("parting.py", "second", nasty=["KILL@8", "TERM@9", "KILL@13"], ranks=2, save_every="2")
+    assert not any("differ" in ended.err or "parted" in ended.err for ended in torn.ended)
+    saved = stage.place("saved")
+    assert saved.live("parting.py", "second", ranks=2, AUTORESUME_SAVE_EVERY="2", AUTORESUME_KEEP="10") == 1
+    shares = {}
+    storage = LocalStorage(saved.run_folder)
+    for step, manifest in committed(saved):
+        chunks = [chunk for part in load_parts(storage, manifest, range(2)) for chunk in part.chunks]
+        shares[step] = {chunk.shared for chunk in chunks if chunk.key.startswith("other/state/")}
+    assert shares == {2: set(), 4: set(), 6: {False}, 8: {True}, 10: {True}, 12: {True}, 14: {True}}
+
+
+def test_one_row_of_what_is_looked_at_in_slices(stage: Stage) -> None:
+    """Of a large state each save looks at a slice. A row that parted is found when its turn comes, or at a stop; the
+    checkpoints that may have mixed it until then are named."""
+    stage.compare("parting.py", "row", nasty=["TERM@8"], ranks=2)
+    saved = stage.place("saved")
+    assert saved.live("parting.py", "row", ranks=2, AUTORESUME_SAVE_EVERY="1") == 1
+    told = saved.ended[0].err
+    assert told.count(" have parted, e.g. model/rows.weight:") == 1, told
+    assert "E0_U2_S16-0001 to E1_U13_S104-0001 were saved" in told, told
+    assert "checkpoint E1_U14_S112-0001 is taken again" in told
+    storage = LocalStorage(saved.run_folder)
+    (last,) = [manifest for step, manifest in committed(saved) if step == 14]
+    rows = [part.chunks for part in load_parts(storage, last, range(2))]
+    assert all(not one.shared for chunks in rows for one in chunks if one.key == "model/rows.weight")

@@ -43,7 +43,7 @@ class Ours(Rival):
     def save(self, number: int) -> None:
         assert self._saver is not None
         self._last = CheckpointName(step=number, incarnation=1, epoch=0, samples=0)
-        self._saver.save(self._last, self._objects(), frozenset(self._objects()), {})
+        self._saver.save(self._last, self._objects(), frozenset(self._objects()), {}, urgent=False)
 
     def _objects(self) -> dict[str, Any]:
         return {"model": self.state.model, "optimizer": self.state.optimizer}
@@ -54,6 +54,7 @@ class Ours(Rival):
     def wait(self) -> None:
         assert self._saver is not None
         assert self._last is not None
+        self._saver.finish_handover()
         while self._storage.size(self._last.manifest) is None:
             for outcome in self._saver.sink.outcomes():
                 if outcome.problem is not None:

@@ -17,8 +17,8 @@ from autoresume.snapshot.parameter_data import ParameterData
 
 
 class OptimizerSteps:
-    """`before_step` is called before each step of any optimizer that can be seen, and before anybody gets at a parameter's
-    `data`."""
+    """`before_step` is called before each step of any optimizer that can be seen, and before anybody gets at the `data`
+    of a parameter."""
 
     def __init__(self, before_step: Callable[[], None]) -> None:
         self._before_step = before_step

@@ -92,7 +92,8 @@ def _weight(told: Retrained) -> tuple[Any, ...]:
 
 def _all(folder: Path) -> list[Retrained]:
     found = []
-    for path in sorted((folder / names.REPORTS).glob(names.RETRAINED_PATTERN)):
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            found.append(Retrained(**json.loads(path.read_text())))
+    with contextlib.suppress(OSError):  # a folder that is not ours to read, say
+        for path in sorted((folder / names.REPORTS).glob(names.RETRAINED_PATTERN)):
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                found.append(Retrained(**json.loads(path.read_text())))
     return found

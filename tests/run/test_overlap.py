@@ -53,8 +53,9 @@ else:
     while run.step_count < 5:
         step()
         run.step()
-for parameter in model.parameters():
-    parameter.data.zero_()
+with torch.no_grad():
+    for parameter in model.parameters():
+        parameter.zero_()
 begun.set()
 run.finish()
 """

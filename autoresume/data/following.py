@@ -189,7 +189,9 @@ class Following:
             state = reader.state(drift, kept)
             if state is not None:
                 states.append(state)
-        return [*self._waiting, *states]
+        # Numbered anew: how often a pass was begun depends on how often the run was interrupted.
+        ordered = sorted([*self._waiting, *states], key=lambda state: int(state["order"]))
+        return [{**state, "order": number} for number, state in enumerate(ordered, 1)]
 
     def load_state(self, states: list[Mapping[str, Any]]) -> None:
         self._waiting = [dict(state) for state in states]

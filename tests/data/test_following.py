@@ -12,6 +12,7 @@ import pytest
 from torch.utils.data import DataLoader, DistributedSampler
 
 from autoresume import current
+from autoresume.restore import diff
 from tests.data import loops
 from tests.data.loops import Log, makers
 
@@ -55,6 +56,17 @@ def test_every_border(loop: str, tmp_path: Path) -> None:
     """Each life does one step, so that each border is stopped at, and begun at."""
     cuts = dict.fromkeys(range(40), "TERM")
     assert_exact(tmp_path, loop, makers(0, True)["shuffled"], cuts, save_every=100)
+
+
+def test_positions_do_not_tell_of_interruptions(tmp_path: Path) -> None:
+    """The last checkpoint of a run that was interrupted is that of the one that was not, places in the data and all."""
+    make, found = makers(0, True)["shuffled"], []
+    for number, cuts in enumerate([{}, {2: "TERM", 5: "CRASH", 7: "TERM"}]):
+        loops.interrupted("for_each", make, SAMPLES, tmp_path / str(number), cuts, 1)
+        values = diff.read_values(str(next((tmp_path / str(number)).rglob("run.json")).parent))
+        found.append({name: value for name, value in values.items() if name.startswith("run/followed")})
+    assert found[0]
+    assert diff.compare(*found) == []
 
 
 @pytest.mark.parametrize("loop", loops.ORDINARY)
